@@ -1,0 +1,18 @@
+//! The nouns of the mesh: who speaks ([`identity`]), what runs ([`workload`]), what is called ([`service`]) and where
+//! ([`addr`]).
+//!
+//! Values only: nothing here does I/O, reads a clock or holds a lock, so every program can depend on it.
+
+pub mod addr;
+pub mod identity;
+pub mod names;
+pub mod service;
+pub mod workload;
+
+pub use addr::{AddressPair, Authority, AuthorityError, Network, NetworkAddress};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use service::{HealthPolicy, LoadBalancing, LocalityScope, Service, ServiceName, ServicePort, SpreadMode};
+pub use workload::{
+    GatewayAddress, GatewayDestination, Health, Locality, NetworkMode, PodUid, Tunnel, Workload, WorkloadKind,
+    WorkloadUid,
+};
