@@ -1,1 +1,15 @@
-//! Placeholder.
+//! What every long-running program of the mesh needs, and nothing that only one of them does.
+//!
+//! Only `main` functions call [`telemetry::init`] and [`admin::install_recorder`]: a library never installs anything
+//! global.
+
+pub mod admin;
+pub mod backoff;
+#[cfg(feature = "control")]
+pub mod control;
+pub mod shutdown;
+pub mod tasks;
+pub mod telemetry;
+
+pub use backoff::Backoff;
+pub use shutdown::Shutdown;

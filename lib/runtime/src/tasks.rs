@@ -1,0 +1,50 @@
+//! Supervised spawning: a task that panics is reported with its name instead of vanishing.
+
+use std::{future::Future, panic::AssertUnwindSafe, pin::Pin, task::Context, task::Poll};
+
+use tokio::task::JoinHandle;
+
+/// Spawns on the current runtime.
+pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    tokio::spawn(Supervised { name, future: Box::pin(future) })
+}
+
+/// Spawns on the current thread's local set.
+pub fn spawn_local<F>(name: &'static str, future: F) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + 'static,
+{
+    tokio::task::spawn_local(Supervised { name, future: Box::pin(future) })
+}
+
+struct Supervised<F> {
+    name: &'static str,
+    future: Pin<Box<F>>,
+}
+
+impl<F: Future<Output = ()>> Future for Supervised<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let name = self.name;
+        let future = &mut self.future;
+        // The future is never polled again after a panic, so no broken state can be seen.
+        std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))).unwrap_or_else(|_| {
+            tracing::error!(task = name, "a task panicked; what it carried is lost, the process goes on");
+            metrics::counter!("underpass_task_panics_total", "task" => name).increment(1);
+            Poll::Ready(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[tokio::test]
+    async fn a_panicking_task_ends_alone() {
+        let task = super::spawn("test", async { panic!("on purpose") });
+        assert!(task.await.is_ok(), "the panic is reported, not passed on");
+    }
+}
