@@ -1,2 +1,31 @@
-//! Placeholder.
-fn main() {}
+//! The node proxy: captures this node's pods, carries their TCP over HBONE, counts it.
+
+mod account;
+mod app;
+mod authorize;
+mod balance;
+mod capture;
+mod config;
+mod connections;
+mod debug;
+mod enrolment;
+mod identify;
+mod lanes;
+mod pods;
+mod probe;
+mod resolve;
+mod tunnel;
+mod worker;
+
+use clap::Parser;
+
+/// Returns memory to the system after a burst, which the C library's allocator does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> anyhow::Result<()> {
+    let config = config::Config::parse();
+    let log = underpass_runtime::telemetry::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(app::run(config, log))
+}

@@ -26,6 +26,15 @@ impl fmt::Display for NetworkAddress {
     }
 }
 
+/// A range of addresses within its network.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetworkRange {
+    /// The network.
+    pub network: Network,
+    /// The range; no bit is set after the prefix.
+    pub range: ipnet::IpNet,
+}
+
 /// The two ends of one TCP connection, as the accepting side sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AddressPair {
@@ -50,7 +59,7 @@ pub enum Authority {
 }
 
 /// Why a text is no CONNECT target.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AuthorityError {
     /// There is no `:port` with a port from 1 to 65535.
     #[error("authority has no port from 1 to 65535")]

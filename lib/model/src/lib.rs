@@ -9,9 +9,11 @@ pub mod names;
 pub mod service;
 pub mod workload;
 
-pub use addr::{AddressPair, Authority, AuthorityError, Network, NetworkAddress};
+pub use addr::{AddressPair, Authority, AuthorityError, Network, NetworkAddress, NetworkRange};
 pub use identity::{Identity, IdentityError, TrustDomain};
-pub use service::{HealthPolicy, LoadBalancing, LocalityScope, Service, ServiceName, ServicePort, SpreadMode};
+pub use service::{
+    HealthPolicy, LoadBalancing, LocalityScope, Service, ServiceName, ServicePort, SpreadMode, Visibility,
+};
 pub use workload::{
     GatewayAddress, GatewayDestination, Health, Locality, NetworkMode, PodUid, Tunnel, Workload, WorkloadKind,
     WorkloadUid,

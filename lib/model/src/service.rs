@@ -2,7 +2,11 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::{addr::NetworkAddress, identity::Identity, workload::GatewayAddress};
+use crate::{
+    addr::{NetworkAddress, NetworkRange},
+    identity::Identity,
+    workload::GatewayAddress,
+};
 
 /// A service's name: `namespace/hostname`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +26,8 @@ pub struct Service {
     pub short_name: Arc<str>,
     /// Virtual addresses; none for a headless service.
     pub addresses: Vec<NetworkAddress>,
+    /// Ranges whose every address is this service's.
+    pub ranges: Vec<NetworkRange>,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
     /// Further identities under which its endpoints may answer.
@@ -30,6 +36,20 @@ pub struct Service {
     pub waypoint: Option<GatewayAddress>,
     /// How its endpoints are chosen.
     pub load_balancing: LoadBalancing,
+    /// True if it is the one to take among services of equal claim to an address.
+    pub canonical: bool,
+    /// Who may see it.
+    pub visibility: Visibility,
+}
+
+/// Who may see a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Visibility {
+    /// Workloads of its own namespace.
+    Namespace,
+    /// Everyone.
+    #[default]
+    Public,
 }
 
 /// A port of a service, and what it means at an endpoint.

@@ -1,0 +1,343 @@
+//! `node.sock`: what agent and proxy tell each other beyond ZDS. The agent listens, the proxy connects.
+//!
+//! ```text
+//! proxy  Hello
+//! agent  Hello, Listeners ..., ListenersSent
+//! proxy  Listeners of the pods that the agent did not name
+//! then   proxy  Listeners, Ready, Live, Released, Probe      agent  Release, ProbeAnswer
+//! ```
+//! Messages that only a newer version knows are ignored. Deadlines are the callers'.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use underpass_model::{AddressPair, PodUid};
+
+use crate::{
+    message::{
+        DecodeError, EncodeError, Message, Packet, bad_field, count_descriptors, packet, parse, required, shorten,
+    },
+    wire::node as wire,
+};
+
+/// The version of the protocol that is spoken here.
+pub const VERSION: u32 = 1;
+/// The most bytes in a packet.
+pub const MAX_PACKET: usize = 4096;
+
+/// What the proxy tells the agent.
+#[derive(Debug)]
+pub enum ToAgent {
+    /// First of all.
+    Hello {
+        /// The version that the proxy speaks.
+        version: u32,
+        /// Which run of the proxy this is.
+        generation: String,
+    },
+    /// The sockets of a pod that the proxy made; the agent keeps them for the next proxy.
+    Listeners(Listeners),
+    /// The pod's certificate is there, or why it is not.
+    Ready {
+        /// Which pod.
+        pod: PodUid,
+        /// There, or why not; long texts are cut when sent.
+        outcome: Result<(), String>,
+    },
+    /// How many captured connections of a pod under release still live.
+    Live {
+        /// Which pod.
+        pod: PodUid,
+        /// How many.
+        connections: u64,
+    },
+    /// The peers of a deleted pod have been told.
+    Released {
+        /// Which pod.
+        pod: PodUid,
+    },
+    /// Who on this node made a connection?
+    Probe {
+        /// What the answer will carry.
+        id: u64,
+        /// The pod that it arrived at.
+        pod: PodUid,
+        /// Its two ends.
+        connection: AddressPair,
+    },
+}
+
+/// What the agent tells the proxy.
+#[derive(Debug)]
+pub enum ToProxy {
+    /// The answer to the proxy's hello.
+    Hello {
+        /// The version that the agent speaks.
+        version: u32,
+    },
+    /// The sockets of a pod that an earlier proxy made.
+    Listeners(Listeners),
+    /// All pods whose sockets the agent holds have been named.
+    ListenersSent,
+    /// Stop taking connections of a pod.
+    Release {
+        /// Which pod.
+        pod: PodUid,
+        /// Why.
+        reason: ReleaseReason,
+        /// How long its connections may go on.
+        deadline: Duration,
+    },
+    /// The answer to a probe.
+    ProbeAnswer {
+        /// The question's.
+        id: u64,
+        /// Who made the connection.
+        origin: Origin,
+    },
+}
+
+/// The sockets that take a pod's captured connections.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Which pod.
+    pub pod: PodUid,
+    /// One for each port.
+    pub sockets: Vec<ListeningSocket>,
+}
+
+/// A listening socket in a pod's network namespace.
+#[derive(Debug)]
+pub struct ListeningSocket {
+    /// The port it is bound to.
+    pub port: u16,
+    /// The socket.
+    pub socket: OwnedFd,
+}
+
+/// Why a pod is released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReleaseReason {
+    /// It ends: tell its peers and close.
+    Deleted,
+    /// It leaves the mesh: serve what is captured to its end.
+    Unenrolled,
+}
+
+/// Who made a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// The kubelet: a probe.
+    Kubelet,
+    /// Another process of this node.
+    Host,
+    /// Nobody on this node: it was only forwarded here.
+    Forwarded,
+    /// A process of this node that has closed it since.
+    Gone,
+}
+
+const HELLO: &str = "node hello";
+const LISTENERS: &str = "node listeners";
+const LISTENERS_SENT: &str = "node listeners_sent";
+const READY: &str = "node ready";
+const LIVE: &str = "node live";
+const RELEASED: &str = "node released";
+const PROBE: &str = "node probe";
+const RELEASE: &str = "node release";
+const PROBE_ANSWER: &str = "node probe_answer";
+
+impl Message for ToAgent {
+    const NAME: &'static str = "node message to the agent";
+    const LIMIT: usize = MAX_PACKET;
+
+    fn encode(&self) -> Result<Packet<'_>, EncodeError> {
+        const REPEATED: usize = 1024;
+        use wire::to_agent::Payload;
+        let mut descriptors = Vec::new();
+        let payload = match self {
+            Self::Hello { version, generation } => {
+                Payload::Hello(wire::AgentHello { version: *version, generation: generation.clone() })
+            }
+            Self::Listeners(listeners) => {
+                descriptors = listeners.descriptors();
+                Payload::Listeners(listeners.to_wire())
+            }
+            Self::Ready { pod, outcome } => {
+                let error = match outcome {
+                    Ok(()) => "",
+                    Err(why) if why.is_empty() => "failed without a reason",
+                    Err(why) => shorten(why, REPEATED),
+                };
+                Payload::Ready(wire::Ready { pod_uid: pod.to_string(), error: error.to_owned() })
+            }
+            Self::Live { pod, connections } => {
+                Payload::Live(wire::Live { pod_uid: pod.to_string(), connections: *connections })
+            }
+            Self::Released { pod } => Payload::Released(wire::Released { pod_uid: pod.to_string() }),
+            Self::Probe { id, pod, connection } => Payload::Probe(wire::Probe {
+                id: *id,
+                pod_uid: pod.to_string(),
+                client: connection.client.to_string(),
+                server: connection.server.to_string(),
+            }),
+        };
+        packet::<Self>(&wire::ToAgent { payload: Some(payload) }, descriptors)
+    }
+
+    fn decode(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<Option<Self>, DecodeError> {
+        use wire::to_agent::Payload;
+        let Some(payload) = parse::<Self, wire::ToAgent>(bytes)?.payload else { return Ok(None) };
+        let (message, expected) = match &payload {
+            Payload::Hello(_) => (HELLO, 0),
+            Payload::Listeners(listeners) => (LISTENERS, listeners.ports.len()),
+            Payload::Ready(_) => (READY, 0),
+            Payload::Live(_) => (LIVE, 0),
+            Payload::Released(_) => (RELEASED, 0),
+            Payload::Probe(_) => (PROBE, 0),
+        };
+        count_descriptors(message, expected, &descriptors)?;
+        let pod = |uid| pod_uid(message, uid);
+        Ok(Some(match payload {
+            Payload::Hello(hello) => Self::Hello { version: hello.version, generation: hello.generation },
+            Payload::Listeners(listeners) => Self::Listeners(Listeners::from_wire(listeners, descriptors)?),
+            Payload::Ready(ready) => {
+                let outcome = if ready.error.is_empty() { Ok(()) } else { Err(ready.error) };
+                Self::Ready { pod: pod(ready.pod_uid)?, outcome }
+            }
+            Payload::Live(live) => Self::Live { pod: pod(live.pod_uid)?, connections: live.connections },
+            Payload::Released(released) => Self::Released { pod: pod(released.pod_uid)? },
+            Payload::Probe(probe) => {
+                let (client, server) = (address("client", &probe.client)?, address("server", &probe.server)?);
+                Self::Probe { id: probe.id, pod: pod(probe.pod_uid)?, connection: AddressPair { client, server } }
+            }
+        }))
+    }
+}
+
+impl Message for ToProxy {
+    const NAME: &'static str = "node message to the proxy";
+    const LIMIT: usize = MAX_PACKET;
+
+    fn encode(&self) -> Result<Packet<'_>, EncodeError> {
+        use wire::to_proxy::Payload;
+        let mut descriptors = Vec::new();
+        let payload = match self {
+            Self::Hello { version } => Payload::Hello(wire::ProxyHello { version: *version }),
+            Self::Listeners(listeners) => {
+                descriptors = listeners.descriptors();
+                Payload::Listeners(listeners.to_wire())
+            }
+            Self::ListenersSent => Payload::ListenersSent(wire::ListenersSent {}),
+            Self::Release { pod, reason, deadline } => Payload::Release(wire::Release {
+                pod_uid: pod.to_string(),
+                reason: wire::ReleaseReason::from(*reason).into(),
+                deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+            }),
+            Self::ProbeAnswer { id, origin } => {
+                Payload::ProbeAnswer(wire::ProbeAnswer { id: *id, origin: wire::Origin::from(*origin).into() })
+            }
+        };
+        packet::<Self>(&wire::ToProxy { payload: Some(payload) }, descriptors)
+    }
+
+    fn decode(bytes: &[u8], descriptors: Vec<OwnedFd>) -> Result<Option<Self>, DecodeError> {
+        use wire::to_proxy::Payload;
+        let Some(payload) = parse::<Self, wire::ToProxy>(bytes)?.payload else { return Ok(None) };
+        let (message, expected) = match &payload {
+            Payload::Hello(_) => (HELLO, 0),
+            Payload::Listeners(listeners) => (LISTENERS, listeners.ports.len()),
+            Payload::ListenersSent(_) => (LISTENERS_SENT, 0),
+            Payload::Release(_) => (RELEASE, 0),
+            Payload::ProbeAnswer(_) => (PROBE_ANSWER, 0),
+        };
+        count_descriptors(message, expected, &descriptors)?;
+        Ok(Some(match payload {
+            Payload::Hello(hello) => Self::Hello { version: hello.version },
+            Payload::Listeners(listeners) => Self::Listeners(Listeners::from_wire(listeners, descriptors)?),
+            Payload::ListenersSent(wire::ListenersSent {}) => Self::ListenersSent,
+            Payload::Release(release) => Self::Release {
+                reason: release_reason(release.reason)?,
+                pod: pod_uid(RELEASE, release.pod_uid)?,
+                deadline: Duration::from_millis(release.deadline_ms),
+            },
+            Payload::ProbeAnswer(answer) => Self::ProbeAnswer { id: answer.id, origin: origin(answer.origin)? },
+        }))
+    }
+}
+
+impl Listeners {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.sockets.iter().map(|listening| listening.socket.as_fd()).collect()
+    }
+
+    fn to_wire(&self) -> wire::Listeners {
+        let ports = self.sockets.iter().map(|listening| listening.port.into()).collect();
+        wire::Listeners { pod_uid: self.pod.to_string(), ports }
+    }
+
+    /// Pairs ports with descriptors, which must be as many.
+    fn from_wire(listeners: wire::Listeners, descriptors: Vec<OwnedFd>) -> Result<Self, DecodeError> {
+        let port = |port: u32| {
+            u16::try_from(port)
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| bad_field(LISTENERS, "ports", &port.to_string()))
+        };
+        let sockets = listeners.ports.into_iter().zip(descriptors);
+        let sockets = sockets.map(|(number, socket)| Ok(ListeningSocket { port: port(number)?, socket }));
+        Ok(Self { sockets: sockets.collect::<Result<_, _>>()?, pod: pod_uid(LISTENERS, listeners.pod_uid)? })
+    }
+}
+
+impl From<ReleaseReason> for wire::ReleaseReason {
+    fn from(reason: ReleaseReason) -> Self {
+        match reason {
+            ReleaseReason::Deleted => Self::Deleted,
+            ReleaseReason::Unenrolled => Self::Unenrolled,
+        }
+    }
+}
+
+impl From<Origin> for wire::Origin {
+    fn from(origin: Origin) -> Self {
+        match origin {
+            Origin::Kubelet => Self::Kubelet,
+            Origin::Host => Self::Host,
+            Origin::Forwarded => Self::Forwarded,
+            Origin::Gone => Self::Gone,
+        }
+    }
+}
+
+fn release_reason(number: i32) -> Result<ReleaseReason, DecodeError> {
+    match wire::ReleaseReason::try_from(number) {
+        Ok(wire::ReleaseReason::Deleted) => Ok(ReleaseReason::Deleted),
+        Ok(wire::ReleaseReason::Unenrolled) => Ok(ReleaseReason::Unenrolled),
+        Ok(wire::ReleaseReason::Unspecified) | Err(_) => Err(bad_field(RELEASE, "reason", &number.to_string())),
+    }
+}
+
+fn origin(number: i32) -> Result<Origin, DecodeError> {
+    match wire::Origin::try_from(number) {
+        Ok(wire::Origin::Kubelet) => Ok(Origin::Kubelet),
+        Ok(wire::Origin::Host) => Ok(Origin::Host),
+        Ok(wire::Origin::Forwarded) => Ok(Origin::Forwarded),
+        Ok(wire::Origin::Gone) => Ok(Origin::Gone),
+        Ok(wire::Origin::Unspecified) | Err(_) => Err(bad_field(PROBE_ANSWER, "origin", &number.to_string())),
+    }
+}
+
+fn pod_uid(message: &'static str, uid: String) -> Result<PodUid, DecodeError> {
+    required(message, "pod_uid", uid).map(|uid| PodUid::new(&uid))
+}
+
+fn address(field: &'static str, text: &str) -> Result<SocketAddr, DecodeError> {
+    text.parse().map_err(|_| bad_field(PROBE, field, text))
+}
+
+#[cfg(test)]
+mod tests;

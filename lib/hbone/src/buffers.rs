@@ -1,0 +1,109 @@
+//! Buffers that exist only while there is something to read, and fit what usually comes.
+//!
+//! Large ones are kept for the next reader on the thread, a few only: an allocator would return them to the kernel and
+//! fetch them again, page by page. Nothing of an idle connection stays here.
+
+use std::cell::RefCell;
+
+use bytes::BytesMut;
+
+/// The smallest read.
+pub(crate) const SMALLEST: usize = 1024;
+/// The largest read. More gained nothing: the kernel's queue is seldom longer.
+pub(crate) const LARGEST: usize = 256 * 1024;
+/// Buffers from this size on are worth keeping.
+const WORTH_KEEPING: usize = 64 * 1024;
+/// At most this many per thread.
+const MOST_KEPT: usize = 8;
+
+thread_local! {
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An empty buffer with room for `size` bytes or more.
+pub(crate) fn take(size: usize) -> BytesMut {
+    let spare = (size >= WORTH_KEEPING)
+        .then(|| SPARE.try_with(|spare| spare.try_borrow_mut().ok()?.pop()).ok().flatten())
+        .flatten();
+    let mut buffer = spare.unwrap_or_default();
+    // Gets the room back that reading from its front has used up, and allocates only if that is not enough.
+    buffer.reserve(size);
+    buffer
+}
+
+/// Takes a buffer back that is not needed.
+pub(crate) fn give(mut buffer: BytesMut) {
+    buffer.clear();
+    // Reading from its front has moved its start; this moves it back.
+    if !buffer.try_reclaim(WORTH_KEEPING) {
+        return;
+    }
+    // A thread that ends, or a full store: the buffer is simply freed.
+    let _kept = SPARE.try_with(|spare| {
+        if let Ok(mut spare) = spare.try_borrow_mut()
+            && spare.len() < MOST_KEPT
+        {
+            spare.push(buffer);
+        }
+    });
+}
+
+/// How much to read at once: grows fast with a flow, shrinks with it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Appetite(usize);
+
+impl Appetite {
+    /// An appetite of `size` for the first read.
+    pub(crate) fn new(size: usize) -> Self {
+        Self(size.clamp(SMALLEST, LARGEST))
+    }
+
+    /// The size of the next read.
+    pub(crate) fn size(self) -> usize {
+        self.0
+    }
+
+    /// Learns from a read of `read` bytes that could have been `offered`.
+    pub(crate) fn ate(&mut self, read: usize, offered: usize) {
+        if read >= offered && offered >= self.0 {
+            self.0 = (self.0 * 4).min(LARGEST);
+        } else if read < self.0 / 4 {
+            self.0 = (self.0 / 2).max(SMALLEST);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_appetite_grows_with_full_reads_and_shrinks_with_small_ones() {
+        let mut appetite = Appetite::new(0);
+        let mut sizes = Vec::new();
+        for _ in 0..6 {
+            sizes.push(appetite.size());
+            appetite.ate(appetite.size(), appetite.size());
+        }
+        assert_eq!(sizes, [1024, 4096, 16_384, 65_536, 262_144, 262_144]);
+        for _ in 0..10 {
+            appetite.ate(10, appetite.size());
+        }
+        assert_eq!(appetite.size(), SMALLEST);
+        appetite.ate(500, 500);
+        assert_eq!(appetite.size(), SMALLEST, "a read that the window cut short says nothing of the flow");
+    }
+
+    #[test]
+    fn large_buffers_are_used_again_and_small_ones_freed() {
+        let mut buffer = take(LARGEST);
+        buffer.extend_from_slice(b"what a connection said");
+        let place = buffer.as_ptr();
+        give(buffer);
+        let again = take(LARGEST);
+        assert_eq!(again.as_ptr(), place);
+        assert!(again.is_empty());
+        give(take(SMALLEST));
+        assert!(SPARE.with(|spare| spare.borrow().is_empty()));
+    }
+}

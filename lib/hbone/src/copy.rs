@@ -1,0 +1,143 @@
+//! Moves the bytes of a connection between its two ends, both directions at once and independent of each other.
+//!
+//! - The end of one direction (FIN, END_STREAM) is passed on once all before it is; the other direction goes on.
+//! - A reset at one end resets the other. A TCP connection that is not carried to its clean end, also because the future
+//!   was dropped, ends with RST and never with FIN: an application must not take a cut for a complete answer.
+//! - What cannot be written is not read: the sender is slowed down by TCP's window or the stream's.
+//! - Idle connections hold no buffers.
+
+mod ends;
+mod pump;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::atomic::AtomicU64,
+    task::{Context, Poll},
+};
+
+use tokio::net::TcpStream;
+
+use self::{
+    ends::{End, TcpEnd, TunnelEnd},
+    pump::{Broken, Pump},
+};
+use crate::stream::TunnelStream;
+
+pub use ends::{EndError, reset_on_close};
+
+/// Counts the bytes of one connection, while they flow.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// From whom connected to us.
+    pub from_downstream: AtomicU64,
+    /// To whom connected to us.
+    pub to_downstream: AtomicU64,
+}
+
+/// Which end broke, and how.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The one that connected to us.
+    #[error("downstream broke")]
+    Downstream(#[source] EndError),
+    /// The one that we connected to.
+    #[error("upstream broke")]
+    Upstream(#[source] EndError),
+}
+
+impl CopyError {
+    /// A stable label for metrics and logs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Downstream(error) if error.is_reset() => "downstream_reset",
+            Self::Downstream(_) => "downstream_failed",
+            Self::Upstream(error) if error.is_reset() => "upstream_reset",
+            Self::Upstream(_) => "upstream_failed",
+        }
+    }
+}
+
+/// Carries an application's connection into a tunnel (outbound).
+///
+/// # Errors
+/// [`CopyError`] if an end broke; the other is reset.
+pub fn tcp_with_tunnel(
+    downstream: TcpStream,
+    upstream: TunnelStream,
+    meter: &Meter,
+) -> impl Future<Output = Result<(), CopyError>> {
+    Copying::new(TcpEnd::new(downstream), TunnelEnd::new(upstream), meter)
+}
+
+/// Carries a stream out of a tunnel to an application (inbound).
+///
+/// # Errors
+/// [`CopyError`] if an end broke; the other is reset.
+pub fn tunnel_with_tcp(
+    downstream: TunnelStream,
+    upstream: TcpStream,
+    meter: &Meter,
+) -> impl Future<Output = Result<(), CopyError>> {
+    Copying::new(TunnelEnd::new(downstream), TcpEnd::new(upstream), meter)
+}
+
+/// Joins two TCP connections (plaintext, and both pods on this node).
+///
+/// # Errors
+/// [`CopyError`] if an end broke; the other is reset.
+pub fn tcp_with_tcp(
+    downstream: TcpStream,
+    upstream: TcpStream,
+    meter: &Meter,
+) -> impl Future<Output = Result<(), CopyError>> {
+    Copying::new(TcpEnd::new(downstream), TcpEnd::new(upstream), meter)
+}
+
+struct Copying<'a, D, U> {
+    downstream: D,
+    upstream: U,
+    out: Pump,
+    back: Pump,
+    meter: &'a Meter,
+}
+
+impl<'a, D: End, U: End> Copying<'a, D, U> {
+    fn new(downstream: D, upstream: U, meter: &'a Meter) -> Self {
+        Self { downstream, upstream, out: Pump::default(), back: Pump::default(), meter }
+    }
+}
+
+impl<D: End + Unpin, U: End + Unpin> Future for Copying<'_, D, U> {
+    type Output = Result<(), CopyError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let out = this.out.poll(cx, &mut this.downstream, &mut this.upstream, &this.meter.from_downstream);
+        let out = out.map_err(|broken| match broken {
+            Broken::Source(error) => CopyError::Downstream(error),
+            Broken::Sink(error) => CopyError::Upstream(error),
+        })?;
+        let back = this.back.poll(cx, &mut this.upstream, &mut this.downstream, &this.meter.to_downstream);
+        let back = back.map_err(|broken| match broken {
+            Broken::Source(error) => CopyError::Upstream(error),
+            Broken::Sink(error) => CopyError::Downstream(error),
+        })?;
+        if out.is_ready() && back.is_ready() {
+            this.downstream.settle();
+            this.upstream.settle();
+            return Poll::Ready(Ok(()));
+        }
+        // Both directions have moved what can be moved. Only now: what came before a reset still counts.
+        if !this.out.is_tired() && !this.back.is_tired() {
+            if let Poll::Ready(error) = this.downstream.poll_reset(cx) {
+                return Poll::Ready(Err(CopyError::Downstream(error)));
+            }
+            if let Poll::Ready(error) = this.upstream.poll_reset(cx) {
+                return Poll::Ready(Err(CopyError::Upstream(error)));
+            }
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,113 @@
+//! One direction of a connection.
+
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+
+use super::ends::{End, EndError};
+
+/// After so many turns the other connections of the thread have theirs.
+const TURNS: usize = 8;
+
+/// Where a direction stands.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// More may come.
+    #[default]
+    Flowing,
+    /// The source has ended; what it sent is under way.
+    Ending,
+    /// The end is passed on.
+    Ended,
+}
+
+/// Which end of the direction broke.
+#[derive(Debug)]
+pub(super) enum Broken {
+    Source(EndError),
+    Sink(EndError),
+}
+
+/// What is between the two ends.
+#[derive(Debug, Default)]
+pub(super) struct Pump {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
+    stage: Stage,
+    tired: bool,
+}
+
+impl Pump {
+    /// Moves what can be moved; ready once the end is passed on, from then on for ever.
+    pub(super) fn poll<S: End, T: End>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        sink: &mut T,
+        meter: &AtomicU64,
+    ) -> Poll<Result<(), Broken>> {
+        self.tired = false;
+        for _ in 0..TURNS {
+            if self.stage == Stage::Ended {
+                return Poll::Ready(Ok(()));
+            }
+            let filled = self.poll_fill(cx, source, sink)?;
+            if !self.chunks.is_empty() {
+                let written = ready!(sink.poll_write(cx, &mut self.chunks)).map_err(Broken::Sink)?;
+                self.bytes = self.bytes.saturating_sub(written);
+                meter.fetch_add(written as u64, Ordering::Relaxed);
+                source.passed_on(written);
+            } else if self.stage == Stage::Ending {
+                ready!(sink.poll_finish(cx)).map_err(Broken::Sink)?;
+                self.stage = Stage::Ended;
+            } else if filled.is_pending() {
+                self.chunks.shrink_to(1);
+                return Poll::Pending;
+            }
+        }
+        self.tired = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// True if there was more to do than one turn allows.
+    pub(super) fn is_tired(&self) -> bool {
+        self.tired
+    }
+
+    fn poll_fill<S: End, T: End>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        sink: &mut T,
+    ) -> Poll<Result<(), Broken>> {
+        while self.stage == Stage::Flowing && self.bytes < S::AHEAD {
+            let Poll::Ready(wanted) = source.poll_readable(cx) else {
+                sink.rest();
+                return Poll::Pending;
+            };
+            let wanted = wanted.map_err(Broken::Source)?;
+            let room = ready!(sink.poll_room(cx, wanted)).map_err(Broken::Sink)?;
+            let Poll::Ready(read) = source.poll_read(cx, room.min(wanted)) else {
+                sink.rest();
+                return Poll::Pending;
+            };
+            match read.map_err(Broken::Source)? {
+                Some(chunk) if chunk.is_empty() => {}
+                Some(chunk) => {
+                    self.bytes += chunk.len();
+                    self.chunks.push_back(chunk);
+                }
+                None => {
+                    sink.rest();
+                    self.stage = Stage::Ending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,74 @@
+//! Notices a peer that fell silent: asks by PING when nothing came for a while, gives it up when nothing comes still.
+//!
+//! Anything received counts as a sign of life, so a busy tunnel sends no PING at all, and of two idle ends one asks.
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use h2::{Ping, PingPong};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::wire::Heard;
+
+/// When to ask, and when to give up.
+#[derive(Debug, Clone)]
+pub struct KeepaliveOptions {
+    /// Silence after which a PING is sent; 10 s.
+    pub ask_after: Duration,
+    /// Silence after which the tunnel is dead; 20 s.
+    pub dead_after: Duration,
+}
+
+impl Default for KeepaliveOptions {
+    fn default() -> Self {
+        Self { ask_after: Duration::from_secs(10), dead_after: Duration::from_secs(20) }
+    }
+}
+
+/// The watch over one tunnel. Poll it after the tunnel itself, so that what waits in the socket is heard first.
+pub(crate) struct Keepalive {
+    options: KeepaliveOptions,
+    heard: Heard,
+    pings: Option<PingPong>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Keepalive {
+    pub(crate) fn new(options: &KeepaliveOptions, heard: Heard, pings: Option<PingPong>) -> Self {
+        let timer = Box::pin(sleep_until(heard.at() + options.ask_after));
+        Self { options: options.clone(), heard, pings, timer }
+    }
+
+    /// Ready once the peer is to be given up.
+    pub(crate) fn poll_dead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            let heard = self.heard.at();
+            let silence = Instant::now().saturating_duration_since(heard);
+            if silence >= self.options.dead_after {
+                return Poll::Ready(());
+            }
+            let next = if silence >= self.options.ask_after {
+                self.ask(cx);
+                self.options.dead_after
+            } else {
+                self.options.ask_after
+            };
+            self.timer.as_mut().reset(heard + next);
+        }
+    }
+
+    /// Sends a PING unless one is unanswered. The answer matters only as something that was heard.
+    fn ask(&mut self, cx: &mut Context<'_>) {
+        let Some(pings) = &mut self.pings else { return };
+        // Takes an earlier answer out of the way; h2 knows one question at a time.
+        let _answered = pings.poll_pong(cx);
+        if let Err(error) = pings.send_ping(Ping::opaque()) {
+            tracing::trace!(%error, "no PING sent");
+        }
+    }
+}

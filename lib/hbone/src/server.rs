@@ -1,0 +1,362 @@
+//! The server's end of a tunnel: takes a connection, then CONNECT after CONNECT.
+//!
+//! It answers nothing by itself. Each [`Incoming`] is accepted, with 200, once the application is connected, or refused
+//! with a status. [`ServerConnection::next`] drives the tunnel, so it must be called all the time.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    future::{Future as _, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::{Method, Request, Response, StatusCode};
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Sleep, sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use underpass_identity::tls::{self, Expected, PeerError, check_peer};
+use underpass_model::{Authority, AuthorityError, Identity};
+
+use crate::{
+    headers::{Baggage, ConnectHeaders},
+    http2::{self, Http2Options},
+    keepalive::{Keepalive, KeepaliveOptions},
+    stream::{StreamError, TunnelStream},
+    wire::Wire,
+};
+
+/// Limits of a server's tunnels.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Windows and sizes.
+    pub http2: Http2Options,
+    /// When a silent peer is given up.
+    pub keepalive: KeepaliveOptions,
+    /// Streams that may be open at once in one tunnel; 200.
+    pub max_streams: u32,
+    /// What a peer is given for TLS and the HTTP/2 preface together; 5 s.
+    pub handshake_deadline: Duration,
+    /// What the last words of a tunnel that is closed at once are given to leave; 1 s.
+    pub close_deadline: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            http2: Http2Options::default(),
+            keepalive: KeepaliveOptions::default(),
+            max_streams: 200,
+            handshake_deadline: Duration::from_secs(5),
+            close_deadline: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why a connection did not become a tunnel.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// It does not speak HTTP/2 as it said.
+    #[error("the HTTP/2 handshake failed")]
+    Http2(#[source] h2::Error),
+    /// It is not one whom we may speak to.
+    #[error("refused the peer")]
+    Peer(#[from] PeerError),
+    /// It did not offer HTTP/2.
+    #[error("the peer does not speak HTTP/2")]
+    Protocol,
+    /// It took too long.
+    #[error("the handshake took longer than {0:?}")]
+    Timeout(Duration),
+    /// TLS failed.
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
+}
+
+impl AcceptError {
+    /// A stable label for metrics and logs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Http2(_) => "tunnel_http2_failed",
+            Self::Peer(error) => error.reason(),
+            Self::Protocol => "tunnel_wrong_protocol",
+            Self::Timeout(_) => "tunnel_handshake_timeout",
+            Self::Tls(_) => "tunnel_tls_failed",
+        }
+    }
+}
+
+/// Takes a connection: TLS, who is it, HTTP/2.
+///
+/// # Errors
+/// [`AcceptError`]; the connection is then closed.
+pub async fn accept<IO>(
+    io: IO,
+    tls: &Arc<ServerConfig>,
+    expect: &Expected,
+    options: &ServerOptions,
+) -> Result<ServerConnection<IO>, AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    // Large, and needed once in a tunnel's life.
+    let handshake = Box::pin(shake_hands(io, tls, expect, options));
+    timeout(options.handshake_deadline, handshake)
+        .await
+        .unwrap_or(Err(AcceptError::Timeout(options.handshake_deadline)))
+}
+
+async fn shake_hands<IO>(
+    io: IO,
+    tls: &Arc<ServerConfig>,
+    expect: &Expected,
+    options: &ServerOptions,
+) -> Result<ServerConnection<IO>, AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let wire = Wire::new(io);
+    let heard = wire.heard();
+    let mut stream = TlsAcceptor::from(Arc::clone(tls)).accept(wire).await.map_err(AcceptError::Tls)?;
+    let (_, session) = stream.get_mut();
+    session.set_buffer_limit(Some(http2::TLS_BUFFER));
+    let peer = check_peer(session.peer_certificates().unwrap_or_default(), expect, SystemTime::now())?;
+    if session.alpn_protocol() != Some(tls::ALPN) {
+        return Err(AcceptError::Protocol);
+    }
+    let handshake = http2::server(&options.http2, options.max_streams).handshake(stream);
+    let mut http2: Http2<IO> = Box::new(handshake.await.map_err(AcceptError::Http2)?);
+    let keepalive = Keepalive::new(&options.keepalive, heard, http2.ping_pong());
+    let control = Rc::new(Control::default());
+    Ok(ServerConnection { peer, http2, keepalive, control, state: State::Open, close_deadline: options.close_deadline })
+}
+
+type Http2<IO> = Box<h2::server::Connection<TlsStream<Wire<IO>>, Bytes>>;
+
+/// The server's end of a tunnel. Dropping it cuts the tunnel and all its streams.
+pub struct ServerConnection<IO = TcpStream> {
+    peer: Identity,
+    http2: Http2<IO>,
+    keepalive: Keepalive,
+    control: Rc<Control>,
+    state: State,
+    close_deadline: Duration,
+}
+
+enum State {
+    Open,
+    /// Asked the client to open no more streams.
+    Draining,
+    /// Said good-bye; ends when that is written, or at the deadline.
+    Closing(Pin<Box<Sleep>>),
+    Ended,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &Identity {
+        &self.peer
+    }
+
+    /// A handle by which others end the tunnel.
+    #[must_use]
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        ShutdownHandle(Rc::clone(&self.control))
+    }
+
+    /// Drives the tunnel until the next CONNECT; none when the tunnel has ended. May be cancelled and called again.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        if matches!(self.state, State::Ended) {
+            return Poll::Ready(None);
+        }
+        self.control.heed(cx.waker());
+        self.obey();
+        match self.http2.poll_accept(cx) {
+            Poll::Ready(Some(Ok((request, respond)))) => return Poll::Ready(Some(Incoming::new(request, respond))),
+            Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
+            Poll::Ready(None) => return self.end(&"closed"),
+            Poll::Pending => {}
+        }
+        if let State::Closing(deadline) = &mut self.state
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return self.end(&"closed at the deadline");
+        }
+        if self.keepalive.poll_dead(cx).is_ready() {
+            self.http2.abrupt_shutdown(Reason::NO_ERROR);
+            // It hardly leaves, the peer being gone; if it is only slow it learns what happened.
+            let _flushed = self.http2.poll_closed(cx);
+            return self.end(&"the peer is silent");
+        }
+        Poll::Pending
+    }
+
+    fn obey(&mut self) {
+        match (self.control.wish.get(), &self.state) {
+            (Wish::Drain, State::Open) => {
+                self.http2.graceful_shutdown();
+                self.state = State::Draining;
+            }
+            (Wish::Close, State::Open | State::Draining) => {
+                self.http2.abrupt_shutdown(Reason::NO_ERROR);
+                self.state = State::Closing(Box::pin(sleep(self.close_deadline)));
+            }
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, why: &dyn fmt::Display) -> Poll<Option<Incoming>> {
+        tracing::debug!(peer = %self.peer, %why, "tunnel ended");
+        self.state = State::Ended;
+        Poll::Ready(None)
+    }
+}
+
+impl<IO> fmt::Debug for ServerConnection<IO> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerConnection").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// Ends a tunnel from outside. Clones are the same handle.
+#[derive(Debug, Clone)]
+pub struct ShutdownHandle(Rc<Control>);
+
+impl ShutdownHandle {
+    /// Lets the client open no more streams (GOAWAY); the tunnel ends with the last one. CONNECTs that were under way
+    /// still come out of [`ServerConnection::next`].
+    pub fn drain(&self) {
+        if self.0.wish.get() == Wish::None {
+            self.0.ask(Wish::Drain);
+        }
+    }
+
+    /// Ends the tunnel and its streams now, with GOAWAY and FIN.
+    pub fn close(&self) {
+        self.0.ask(Wish::Close);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Control {
+    wish: Cell<Wish>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    #[default]
+    None,
+    Drain,
+    Close,
+}
+
+impl Control {
+    fn ask(&self, wish: Wish) {
+        self.wish.set(wish);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    fn heed(&self, waker: &Waker) {
+        let mut known = self.waker.borrow_mut();
+        if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *known = Some(waker.clone());
+        }
+    }
+}
+
+/// Why a request is no CONNECT that can be carried.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RequestError {
+    /// Its target makes no sense.
+    #[error("the target makes no sense")]
+    Authority(#[from] AuthorityError),
+    /// It is something else.
+    #[error("the method is not CONNECT")]
+    Method,
+}
+
+impl RequestError {
+    /// A stable label for metrics and logs.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Authority(_) => "bad_authority",
+            Self::Method => "not_connect",
+        }
+    }
+
+    /// The status to refuse with.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        StatusCode::BAD_REQUEST
+    }
+}
+
+/// A CONNECT that waits for its answer. Dropped without one, it is reset.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Whither; an error is to be refused with its status.
+    pub authority: Result<Authority, RequestError>,
+    /// What it tells besides.
+    pub headers: ConnectHeaders,
+    respond: SendResponse<Bytes>,
+    body: RecvStream,
+}
+
+impl Incoming {
+    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
+        let (head, body) = request.into_parts();
+        let authority = if head.method == Method::CONNECT {
+            let text = head.uri.authority().map_or("", http::uri::Authority::as_str);
+            text.parse().map_err(RequestError::from)
+        } else {
+            Err(RequestError::Method)
+        };
+        Self { authority, headers: ConnectHeaders::read(&head.headers), respond, body }
+    }
+
+    /// Waits until the client gives up. Never ends while it waits for the answer.
+    pub async fn cancelled(&mut self) {
+        // An error means that the whole tunnel is gone.
+        let _reason = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+    }
+
+    /// Answers 200; from now on bytes flow. `own` tells the client about the workload behind us.
+    ///
+    /// # Errors
+    /// If the client has given up.
+    pub fn accept(mut self, own: &Baggage) -> Result<TunnelStream, StreamError> {
+        let mut response = Response::new(());
+        own.write(response.headers_mut());
+        let send = self.respond.send_response(response, false).map_err(StreamError::TunnelLost)?;
+        Ok(TunnelStream::new(send, self.body, None))
+    }
+
+    /// Answers with a status that means no.
+    pub fn refuse(mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        if let Err(error) = self.respond.send_response(response, true) {
+            tracing::debug!(%error, "refusal not sent: the client has given up");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Step seven: every connection is accounted for exactly once, however it ends.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use tokio::time::Instant;
+use underpass_hbone::Meter;
+use underpass_model::{Identity, Service, Workload};
+
+use crate::resolve::{NextHop, Resolved};
+
+/// Which way a connection goes, seen from the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Into the pod.
+    Inbound,
+    /// Out of the pod.
+    Outbound,
+}
+
+/// One connection's story: opened before the first step that can fail, closed once; dropped unclosed it counts as abandoned.
+pub(crate) struct Record {
+    direction: Direction,
+    opened: Instant,
+    /// Bytes, counted while they flow.
+    pub(crate) meter: Meter,
+    /// Who connected.
+    pub(crate) source: Party,
+    /// Whom they reach.
+    pub(crate) destination: Party,
+    /// Where the tunnel ends or began, if there is one.
+    pub(crate) hbone_addr: Option<SocketAddr>,
+    /// The service that was dialled.
+    pub(crate) service: Option<Arc<Service>>,
+    closed: bool,
+}
+
+/// One end of a connection, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Party {
+    /// Its address.
+    pub(crate) addr: Option<SocketAddr>,
+    /// What the mesh knows of it.
+    pub(crate) workload: Option<Arc<Workload>>,
+    /// The identity that was proven.
+    pub(crate) identity: Option<Identity>,
+}
+
+/// How a connection failed: one label for metrics and logs, and the story for people.
+pub(crate) struct Failed<'a> {
+    /// The stable label.
+    pub(crate) reason: &'static str,
+    /// What happened.
+    pub(crate) error: &'a dyn std::error::Error,
+}
+
+impl Direction {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+impl Record {
+    /// Opens a record.
+    pub(crate) fn open(direction: Direction, client: SocketAddr) -> Self {
+        metrics::counter!("underpass_connections_opened_total", "direction" => direction.label()).increment(1);
+        let source = Party { addr: Some(client), ..Party::default() };
+        Self {
+            direction,
+            opened: Instant::now(),
+            meter: Meter::default(),
+            source,
+            destination: Party::default(),
+            hbone_addr: None,
+            service: None,
+            closed: false,
+        }
+    }
+
+    /// Notes where it goes.
+    pub(crate) fn reaches(&mut self, resolved: &Resolved, original_dst: SocketAddr) {
+        self.service.clone_from(&resolved.service);
+        self.destination.workload = resolved.next_hop.endpoint().cloned();
+        let (addr, hbone_addr) = match &resolved.next_hop {
+            NextHop::Passthrough(to) | NextHop::Plain { to, .. } => (*to, None),
+            NextHop::Tunnel(hop) => (original_dst, Some(hop.to)),
+        };
+        self.destination.addr = Some(addr);
+        self.hbone_addr = hbone_addr;
+    }
+
+    /// Closes it: the only place that writes an access line.
+    pub(crate) fn close(mut self, outcome: Result<(), Failed<'_>>) {
+        match outcome {
+            Ok(()) => self.write("ok", None),
+            Err(failed) => {
+                let story = crate::enrolment::Chain(failed.error).to_string();
+                self.write(failed.reason, Some(&story));
+            }
+        }
+    }
+
+    fn write(&mut self, reason: &'static str, error: Option<&str>) {
+        self.closed = true;
+        let direction = self.direction.label();
+        metrics::counter!("underpass_connections_closed_total", "direction" => direction, "reason" => reason)
+            .increment(1);
+        let (sent, received) =
+            (self.meter.from_downstream.load(Ordering::Relaxed), self.meter.to_downstream.load(Ordering::Relaxed));
+        metrics::counter!("underpass_bytes_total", "direction" => direction, "flow" => "from_client").increment(sent);
+        metrics::counter!("underpass_bytes_total", "direction" => direction, "flow" => "to_client").increment(received);
+        let duration = self.opened.elapsed();
+        let identity = |party: &Party| party.identity.as_ref().map(ToString::to_string);
+        let (src_identity, dst_identity) = (identity(&self.source), identity(&self.destination));
+        let addr = |addr: Option<SocketAddr>| addr.map(|addr| addr.to_string());
+        let (src_addr, dst_addr, hbone_addr) =
+            (addr(self.source.addr), addr(self.destination.addr), addr(self.hbone_addr));
+        let (src, dst) = (self.source.workload.as_deref(), self.destination.workload.as_deref());
+        tracing::info!(
+            target: "access",
+            direction,
+            src.addr = src_addr.as_deref(),
+            src.workload = src.map(|workload| &*workload.name),
+            src.namespace = src.map(|workload| &*workload.namespace),
+            src.identity = src_identity.as_deref(),
+            dst.addr = dst_addr.as_deref(),
+            dst.hbone_addr = hbone_addr.as_deref(),
+            dst.service = self.service.as_ref().map(|service| &*service.name.hostname),
+            dst.workload = dst.map(|workload| &*workload.name),
+            dst.namespace = dst.map(|workload| &*workload.namespace),
+            dst.identity = dst_identity.as_deref(),
+            bytes_sent = sent,
+            bytes_recv = received,
+            duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+            reason,
+            error,
+            "connection closed"
+        );
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.write("abandoned", None);
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Step one: a connection of a captured pod comes in.
+//!
+//! Sockets live in the pod's network namespace; the threads that serve them never stay there.
+
+mod listener;
+mod original_dst;
+pub(crate) mod socket;
+mod watch;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::net::TcpStream;
+
+pub(crate) use listener::{Door, Listeners};
+pub(crate) use original_dst::{NoOriginalDst, canonical, original_dst};
+pub(crate) use watch::{Knock, Watch, Watched};
+
+use crate::pods::Pod;
+
+/// One connection taken inside a pod.
+pub(crate) struct Captured {
+    /// The accepted socket.
+    pub(crate) stream: TcpStream,
+    /// Who connected, as the socket says.
+    pub(crate) client: SocketAddr,
+    /// What it dialled, before redirection.
+    pub(crate) original_dst: SocketAddr,
+    /// The pod in whose namespace the socket is.
+    pub(crate) pod: Arc<Pod>,
+}

@@ -1,0 +1,86 @@
+//! Every setting of the node proxy.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use underpass_model::TrustDomain;
+use underpass_runtime::{control::ControlOptions, telemetry::LogOptions};
+
+/// Carries the traffic of this node's enrolled pods with mutual TLS and workload identity.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "underpass-nodeproxy", version)]
+pub(crate) struct Config {
+    /// The node that this proxy serves, as Kubernetes names it
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub(crate) node_name: String,
+    /// The cluster's name, as discovery uses it
+    #[arg(long, env = "UNDERPASS_CLUSTER", default_value = underpass_model::names::DEFAULT_CLUSTER, value_name = "NAME")]
+    pub(crate) cluster: String,
+    /// The network in which this node's pods have their addresses; empty is the cluster's own
+    #[arg(long, env = "UNDERPASS_NETWORK", default_value = "", value_name = "NAME")]
+    pub(crate) network: String,
+    /// The root under which this node's identities are valid
+    #[arg(long, env = "UNDERPASS_TRUST_DOMAIN", default_value = "cluster.local", value_name = "NAME")]
+    pub(crate) trust_domain: TrustDomain,
+    /// Threads that carry connections; unset: the CPU limit, else a quarter of the cores, at least 2 and at most 8
+    #[arg(long, env = "UNDERPASS_WORKERS", value_name = "COUNT")]
+    pub(crate) workers: Option<NonZeroUsize>,
+
+    /// Where the operator is
+    #[command(flatten)]
+    pub(crate) control: ControlOptions,
+    /// Socket on which the node agent hands over pods (ZDS)
+    #[arg(long, default_value = "/var/run/underpass/zds.sock", value_name = "PATH")]
+    pub(crate) zds_socket: PathBuf,
+    /// Socket on which listeners, releases and probe questions go; `none` where the agent has no such socket (Istio's)
+    #[arg(long, default_value = "/var/run/underpass/node.sock", value_name = "PATH")]
+    pub(crate) node_socket: PathBuf,
+
+    /// Where metrics are served
+    #[arg(long, default_value = "0.0.0.0:15020", value_name = "ADDRESS")]
+    pub(crate) metrics_address: SocketAddr,
+    /// Where readiness is served
+    #[arg(long, default_value = "0.0.0.0:15021", value_name = "ADDRESS")]
+    pub(crate) ready_address: SocketAddr,
+    /// Where debugging pages are served; keep it on loopback
+    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
+    pub(crate) admin_address: SocketAddr,
+
+    /// How long connections may go on after a wish to stop, in seconds
+    #[arg(long, env = "UNDERPASS_DRAIN_SECONDS", default_value = "25", value_parser = seconds, value_name = "SECONDS")]
+    pub(crate) drain: Duration,
+    /// How to log
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+}
+
+impl Config {
+    /// The node agent's second socket, if it has one.
+    #[must_use]
+    pub(crate) fn node_socket(&self) -> Option<PathBuf> {
+        (self.node_socket.as_os_str() != "none").then(|| self.node_socket.clone())
+    }
+
+    /// How many threads carry connections.
+    #[must_use]
+    pub(crate) fn workers(&self) -> usize {
+        const MOST: usize = 8;
+        let cores = online_cores();
+        // The standard library knows the CPU limit of cgroups and the affinity; equal to the cores means: no limit.
+        let allowed = std::thread::available_parallelism().map_or(cores, NonZeroUsize::get);
+        let share = if allowed < cores { allowed } else { (cores / 4).max(2) };
+        self.workers.map_or(share.min(MOST), NonZeroUsize::get)
+    }
+}
+
+fn online_cores() -> usize {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN)
+        .ok()
+        .flatten()
+        .and_then(|count| usize::try_from(count).ok())
+        .unwrap_or(1)
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
+}

@@ -1,0 +1,84 @@
+//! What the administration interface shows and does. It listens on loopback.
+
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use underpass_discovery::{Mesh, client::ClientOptions};
+use underpass_identity::store::CertificateStore;
+use underpass_runtime::{
+    Shutdown,
+    admin::{Pages, json, text},
+    telemetry::LogControl,
+};
+
+use crate::{config::Config, pods::Pods};
+
+/// What the pages show and act on.
+#[derive(Clone)]
+pub(crate) struct Shown {
+    pub(crate) pods: Arc<Pods>,
+    pub(crate) mesh: Mesh,
+    pub(crate) certificates: CertificateStore,
+    pub(crate) shutdown: Shutdown,
+}
+
+/// The pages.
+pub(crate) fn pages(config: &Config, log: LogControl, shown: &Shown) -> Pages {
+    let node = config.node_name.clone();
+    let Shown { pods, mesh, certificates, shutdown: stop } = shown.clone();
+    let dump = move |_| {
+        let page = serde_json::json!({
+            "node": node,
+            "version": env!("CARGO_PKG_VERSION"),
+            "pods": pods.all().values().map(|pod| serde_json::json!({
+                "uid": pod.uid.as_str(),
+                "namespace": &*pod.namespace,
+                "name": &*pod.name,
+                "identity": pod.identity.to_string(),
+                "connections": pod.connections.live(),
+            })).collect::<Vec<_>>(),
+            "certificates": certificates.status(),
+            "view": mesh_summary(&mesh),
+        });
+        async move { json(format!("{page:#}\n")) }
+    };
+    let quit = move |_| {
+        stop.request();
+        async { text(StatusCode::OK, "draining\n") }
+    };
+    let logging = move |request: http::Request<()>| {
+        let filter = request.uri().query().and_then(|query| query.strip_prefix("level=")).unwrap_or("").to_owned();
+        let answer = match log.set(&filter) {
+            Ok(()) => text(StatusCode::OK, format!("logging {filter}\n")),
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}: use ?level=info or ?level=target=debug\n")),
+        };
+        async move { answer }
+    };
+    Pages::new().page(Method::GET, "/config_dump", dump).page(Method::POST, "/logging", logging).page(
+        Method::POST,
+        "/quitquitquit",
+        quit,
+    )
+}
+
+fn mesh_summary(mesh: &Mesh) -> serde_json::Value {
+    let view = mesh.view();
+    let counts = view.counts();
+    serde_json::json!({
+        "version": view.version(),
+        "complete": view.is_complete(),
+        "workloads": counts.workloads,
+        "services": counts.services,
+        "authorizations": counts.authorizations,
+    })
+}
+
+/// How discovery's server knows us.
+pub(crate) fn node(config: &Config) -> ClientOptions {
+    let metadata = [("NODE_NAME", config.node_name.as_str()), ("CLUSTER_ID", config.cluster.as_str())];
+    ClientOptions {
+        node_id: format!("nodeproxy~{}", config.node_name),
+        metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        on_demand: false,
+    }
+}

@@ -1,0 +1,325 @@
+//! The node agent's hand-over of pods: ZDS says which to serve, `node.sock` carries listeners, releases and questions.
+//!
+//! A lost agent changes nothing for the pods that are served; both sockets are dialled again until it is back.
+
+use std::{collections::HashMap, collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::mpsc;
+use underpass_enrolment::{
+    node::{self, ListeningSocket, ReleaseReason, ToAgent, ToProxy},
+    seqpacket::{ConnectError, Connection, RecvError, SendError},
+    zds,
+};
+use underpass_identity::store::CertificateStore;
+use underpass_model::PodUid;
+use underpass_runtime::{Backoff, Shutdown, admin::Pending, tasks};
+
+use crate::{
+    capture::Listeners,
+    pods::{NewPod, Pod, Pods},
+    probe::{Probes, Question},
+    worker::Workers,
+};
+
+/// How long the first certificate of a pod may take before the agent is told why it is not there.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(8);
+/// Messages to the agent that may wait for the socket.
+const OUTBOX: usize = 1024;
+
+/// What this part works on.
+pub(crate) struct Enrolment {
+    pub(crate) zds_socket: PathBuf,
+    pub(crate) node_socket: Option<PathBuf>,
+    pub(crate) generation: String,
+    pub(crate) pods: Arc<Pods>,
+    pub(crate) certificates: CertificateStore,
+    pub(crate) workers: Workers,
+    pub(crate) probes: Probes,
+}
+
+/// Why a session with the agent ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("the agent closed {0}")]
+    Closed(&'static str),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the agent speaks version {0} of node.sock, this proxy version {version}", version = node::VERSION)]
+    NodeVersion(u32),
+    #[error(transparent)]
+    Recv(#[from] RecvError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+}
+
+/// One session: both sockets, and what is known only while they are open.
+struct Session<'a> {
+    enrolment: &'a Enrolment,
+    node: Option<Arc<Connection>>,
+    outbox: mpsc::Sender<ToAgent>,
+    kept: HashMap<PodUid, Listeners>,
+    /// Pods named so far; `None` once the snapshot is complete.
+    named: Option<HashSet<PodUid>>,
+    ready: &'a mut Option<Pending>,
+}
+
+impl Enrolment {
+    /// Runs until asked to stop. `ready` is kept until the first snapshot is complete.
+    pub(crate) async fn run(self, mut questions: mpsc::Receiver<Question>, ready: Pending, shutdown: Shutdown) {
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(5));
+        let mut ready = Some(ready);
+        loop {
+            let ended = tokio::select! {
+                () = shutdown.requested() => return,
+                ended = self.serve(&mut questions, &mut ready, &mut backoff) => ended,
+            };
+            self.probes.disconnected();
+            // Whoever asked while the agent went away shall not wait.
+            while questions.try_recv().is_ok() {}
+            let delay = backoff.delay();
+            if let Err(error) = ended {
+                tracing::warn!(error = %Chain(&error), retry_in_ms = delay.as_millis(), "no session with the node agent");
+            }
+            tokio::select! {
+                () = shutdown.requested() => return,
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        questions: &mut mpsc::Receiver<Question>,
+        ready: &mut Option<Pending>,
+        backoff: &mut Backoff,
+    ) -> Result<(), SessionError> {
+        let (outbox, mut to_agent) = mpsc::channel(OUTBOX);
+        let (node, kept) = match &self.node_socket {
+            Some(path) => {
+                let (connection, kept) = self.greet(path).await?;
+                (Some(Arc::new(connection)), kept)
+            }
+            None => (None, HashMap::new()),
+        };
+        let zds = Connection::connect(&self.zds_socket)?;
+        zds.send(&zds::Hello).await?;
+        backoff.reset();
+        tracing::info!(kept = kept.len(), "in session with the node agent");
+        if node.is_some() {
+            self.probes.connected();
+        }
+        let mut session =
+            Session { enrolment: self, node: node.clone(), outbox, kept, named: Some(HashSet::new()), ready };
+        let mut asked = HashMap::new();
+        let mut next_question = 0u64;
+        loop {
+            tokio::select! {
+                request = zds.recv::<zds::Request>() => {
+                    let request = request?.ok_or(SessionError::Closed("the ZDS socket"))?;
+                    let ack = session.answer(request).await?;
+                    zds.send(&ack).await?;
+                }
+                message = receive(node.as_deref()) => match message?.ok_or(SessionError::Closed("node.sock"))? {
+                    ToProxy::Release { pod, reason, deadline } => session.release(pod, reason, deadline),
+                    ToProxy::ProbeAnswer { id, origin } => {
+                        if let Some(question) = asked.remove(&id) {
+                            Question::answer(question, origin);
+                        }
+                    }
+                    ToProxy::Hello { .. } | ToProxy::Listeners(_) | ToProxy::ListenersSent => {
+                        tracing::warn!("the node agent sent a greeting twice");
+                    }
+                },
+                Some(message) = to_agent.recv() => send(node.as_deref(), &message).await?,
+                Some(question) = questions.recv() => {
+                    next_question += 1;
+                    // Answers that never came: their askers are long gone.
+                    asked.retain(|_, question: &mut Question| !question.is_abandoned());
+                    send(node.as_deref(), &question.message(next_question)).await?;
+                    asked.insert(next_question, question);
+                }
+            }
+        }
+    }
+
+    /// Exchanges greetings on `node.sock` and takes the listeners that an earlier proxy made.
+    async fn greet(&self, path: &std::path::Path) -> Result<(Connection, HashMap<PodUid, Listeners>), SessionError> {
+        let connection = Connection::connect(path)?;
+        connection.send(&ToAgent::Hello { version: node::VERSION, generation: self.generation.clone() }).await?;
+        let mut kept = HashMap::new();
+        loop {
+            match connection.recv::<ToProxy>().await?.ok_or(SessionError::Closed("node.sock"))? {
+                ToProxy::Hello { version: node::VERSION } | ToProxy::ProbeAnswer { .. } | ToProxy::Release { .. } => {}
+                ToProxy::Hello { version } => return Err(SessionError::NodeVersion(version)),
+                ToProxy::Listeners(listeners) => {
+                    let sockets = listeners.sockets.into_iter().map(|socket| (socket.port, socket.socket)).collect();
+                    match Listeners::adopt(sockets) {
+                        Some(adopted) => drop(kept.insert(listeners.pod, adopted)),
+                        None => tracing::warn!(pod.uid = %listeners.pod, "kept listeners are incomplete"),
+                    }
+                }
+                ToProxy::ListenersSent => break,
+            }
+        }
+        for (uid, pod) in self.pods.all().iter() {
+            if !kept.contains_key(uid) {
+                send(Some(&connection), &listeners_of(pod)?).await?;
+            }
+        }
+        Ok((connection, kept))
+    }
+}
+
+impl Session<'_> {
+    async fn answer(&mut self, request: zds::Request) -> Result<zds::Ack, SessionError> {
+        Ok(match request {
+            zds::Request::Add { uid, info, netns } => {
+                self.name(&uid);
+                let listeners = self.kept.remove(&uid);
+                let make = listeners.is_none() && self.enrolment.pods.get(&uid).is_none();
+                match self.enrolment.pods.add(NewPod { uid: uid.clone(), info, netns, listeners }) {
+                    Ok(pod) => {
+                        if make && self.node.is_some() {
+                            send(self.node.as_deref(), &listeners_of(&pod)?).await?;
+                        }
+                        self.tell_when_ready(pod);
+                        zds::Ack::done()
+                    }
+                    Err(error) => {
+                        tracing::warn!(pod.uid = %uid, %error, "a pod cannot be served");
+                        zds::Ack::failed(&error.to_string())
+                    }
+                }
+            }
+            zds::Request::Keep { uid } => {
+                self.name(&uid);
+                match self.enrolment.pods.get(&uid) {
+                    Some(_) => zds::Ack::done(),
+                    None => zds::Ack::failed("this proxy does not serve the pod it shall keep"),
+                }
+            }
+            zds::Request::Del { uid } => {
+                self.remove(&uid);
+                zds::Ack::done()
+            }
+            zds::Request::SnapshotSent => {
+                if let Some(named) = self.named.take() {
+                    let all = self.enrolment.pods.all();
+                    all.keys().filter(|uid| !named.contains(*uid)).for_each(|uid| self.remove(uid));
+                    self.kept.clear();
+                }
+                drop(self.ready.take());
+                zds::Ack::done()
+            }
+        })
+    }
+
+    fn name(&mut self, uid: &PodUid) {
+        if let Some(named) = &mut self.named {
+            named.insert(uid.clone());
+        }
+    }
+
+    fn remove(&self, uid: &PodUid) {
+        if self.enrolment.pods.remove(uid).is_some() {
+            self.enrolment.workers.forget(uid);
+        }
+    }
+
+    /// Tells the agent when the pod's certificate is there, or once why it is not.
+    fn tell_when_ready(&self, pod: Arc<Pod>) {
+        let (certificates, outbox) = (self.enrolment.certificates.clone(), self.outbox.clone());
+        tasks::spawn("ready", async move {
+            loop {
+                let outcome = certificates.wait(&pod.identity, CERTIFICATE_DEADLINE).await;
+                let there = outcome.is_ok();
+                let outcome = outcome.map(drop).map_err(|error| Chain(&error).to_string());
+                let told = outbox.send(ToAgent::Ready { pod: pod.uid.clone(), outcome }).await;
+                if there || told.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn release(&self, uid: PodUid, reason: ReleaseReason, deadline: Duration) {
+        let Some(pod) = self.enrolment.pods.get(&uid) else {
+            // Removed already, or never served: the agent need not wait.
+            let message = match reason {
+                ReleaseReason::Deleted => ToAgent::Released { pod: uid },
+                ReleaseReason::Unenrolled => ToAgent::Live { pod: uid, connections: 0 },
+            };
+            self.tell(message);
+            return;
+        };
+        let outbox = self.outbox.clone();
+        match reason {
+            ReleaseReason::Deleted => {
+                self.enrolment.workers.forget(&uid);
+                tasks::spawn("release", async move {
+                    if !pod.connections.settle(deadline).await {
+                        tracing::warn!(pod.uid = %uid, "some connections of a deleted pod were still open at its deadline");
+                    }
+                    drop(outbox.send(ToAgent::Released { pod: uid }).await);
+                });
+            }
+            ReleaseReason::Unenrolled => {
+                tasks::spawn("release", async move {
+                    let mut live = pod.connections.follow();
+                    loop {
+                        let connections = (*live.borrow_and_update()).unwrap_or_default();
+                        let told = outbox.send(ToAgent::Live { pod: uid.clone(), connections }).await;
+                        if told.is_err() || live.changed().await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    fn tell(&self, message: ToAgent) {
+        if self.outbox.try_send(message).is_err() {
+            tracing::warn!("too many messages wait for the node agent; one was dropped");
+        }
+    }
+}
+
+/// Never completes where there is no such socket.
+async fn receive(node: Option<&Connection>) -> Result<Option<ToProxy>, RecvError> {
+    match node {
+        Some(node) => node.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn send(node: Option<&Connection>, message: &ToAgent) -> Result<(), SendError> {
+    match node {
+        Some(node) => node.send(message).await,
+        None => Ok(()),
+    }
+}
+
+fn listeners_of(pod: &Pod) -> Result<ToAgent, SessionError> {
+    let duplicate = |(port, socket): (u16, std::os::fd::BorrowedFd<'_>)| {
+        Ok(ListeningSocket { port, socket: socket.try_clone_to_owned()? })
+    };
+    let sockets = pod.listeners.descriptors().into_iter().map(duplicate).collect::<std::io::Result<_>>();
+    let sockets = sockets.map_err(|source| SendError::Io { message: "listeners", source })?;
+    Ok(ToAgent::Listeners(node::Listeners { pod: pod.uid.clone(), sockets }))
+}
+
+/// An error with all its causes on one line.
+pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,128 @@
+//! The order of the steps, nothing else: capture → identify → resolve → authorise → tunnel → copy → account.
+
+mod inbound;
+mod outbound;
+mod plaintext;
+
+use std::rc::Rc;
+
+use tokio::net::TcpStream;
+use underpass_hbone::{
+    AcceptError, CopyError, Meter, RequestError, StreamError, TunnelStream,
+    copy::{tcp_with_tcp, tcp_with_tunnel, tunnel_with_tcp},
+};
+use underpass_identity::store::StoreError;
+use underpass_policy::Denial;
+
+use crate::{
+    account::Failed,
+    capture::{Door, Knock, NoOriginalDst},
+    connections::{Lease, PodEnds},
+    resolve::{ResolveError, inbound::ResolveInboundError},
+    tunnel::{DialError, Upstream},
+    worker::{self, Worker},
+};
+
+/// Where a connection failed: one variant a step.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// A peer's handshake.
+    #[error("handshake")]
+    Accept(#[from] AcceptError),
+    /// Not allowed.
+    #[error("denied")]
+    Authorize(#[from] Denial),
+    /// Not a connection of ours.
+    #[error("capture")]
+    Capture(#[from] NoOriginalDst),
+    /// This pod cannot prove who it is.
+    #[error("own certificate")]
+    Certificate(#[from] StoreError),
+    /// The bytes.
+    #[error("copy")]
+    Copy(#[from] CopyError),
+    /// The way onwards.
+    #[error("dial")]
+    Dial(#[from] DialError),
+    /// The pod goes.
+    #[error("ended")]
+    Ended(#[from] PodEnds),
+    /// A peer that gave up before it was answered.
+    #[error("answer")]
+    Answer(#[from] StreamError),
+    /// A peer's request.
+    #[error("request")]
+    Request(#[from] RequestError),
+    /// Nowhere to go.
+    #[error("resolve")]
+    Resolve(#[from] ResolveError),
+    /// A peer's target.
+    #[error("resolve")]
+    ResolveInbound(#[from] ResolveInboundError),
+    /// The mesh is not known yet.
+    #[error("the mesh is not known yet: no complete answer from the operator")]
+    View,
+}
+
+impl Failure {
+    /// The stable label of this failure in logs and metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Accept(error) => error.reason(),
+            Self::Answer(error) => error.reason(),
+            Self::Authorize(error) => error.reason(),
+            Self::Capture(_) => "no_original_destination",
+            Self::Certificate(_) => "no_certificate",
+            Self::Copy(error) => error.reason(),
+            Self::Dial(error) => error.reason(),
+            Self::Ended(_) => "pod_ends",
+            Self::Request(error) => error.reason(),
+            Self::Resolve(error) => error.reason(),
+            Self::ResolveInbound(error) => error.reason(),
+            Self::View => "view_pending",
+        }
+    }
+
+    fn failed(&self) -> Failed<'_> {
+        Failed { reason: self.reason(), error: self }
+    }
+}
+
+/// Sends a new connection down its lane.
+pub(crate) fn enter(knock: Knock, worker: &Rc<Worker>) {
+    let worker = Rc::clone(worker);
+    match knock.door {
+        Door::Hbone => worker::carry(inbound::tunnel(knock, worker)),
+        Door::Outbound => worker::carry(outbound::run(knock, worker)),
+        Door::Plaintext => worker::carry(plaintext::run(knock, worker)),
+    }
+}
+
+/// Step six. A lease that ends wins over whatever that does to the bytes.
+async fn copy(downstream: TcpStream, upstream: Upstream, lease: &Lease, meter: &Meter) -> Result<(), Failure> {
+    let both_ways = async {
+        match upstream {
+            Upstream::Tcp(upstream) => tcp_with_tcp(downstream, upstream, meter).await,
+            Upstream::Tunnel(upstream, _) => tcp_with_tunnel(downstream, *upstream, meter).await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = lease.ended() => Err(PodEnds.into()),
+        copied = both_ways => Ok(copied?),
+    }
+}
+
+/// Step six for a peer's stream: the application is TCP, the peer the tunnel.
+async fn copy_inbound(
+    stream: TunnelStream,
+    application: TcpStream,
+    lease: &Lease,
+    meter: &Meter,
+) -> Result<(), Failure> {
+    tokio::select! {
+        biased;
+        () = lease.ended() => Err(PodEnds.into()),
+        copied = tunnel_with_tcp(stream, application, meter) => Ok(copied?),
+    }
+}

@@ -1,0 +1,172 @@
+//! What peers send through tunnels: one mutual TLS connection, many CONNECT streams.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use http::StatusCode;
+use underpass_hbone::{Baggage, Incoming, ServerConnection, ServerOptions, copy::reset_on_close, server};
+use underpass_identity::tls::Expected;
+use underpass_model::Identity;
+
+use super::Failure;
+use crate::{
+    account::{Direction, Record},
+    authorize,
+    capture::{
+        Knock, canonical,
+        socket::{self, SourceAddress},
+    },
+    connections::Lease,
+    identify,
+    pods::Pod,
+    resolve::inbound::{Application, resolve},
+    tunnel::DialError,
+    worker::{self, Worker},
+};
+
+/// How long a tunnel waits for this pod's first certificate.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What all streams of one tunnel share.
+struct Ends {
+    pod: Arc<Pod>,
+    peer: Identity,
+    client: SocketAddr,
+    local: IpAddr,
+}
+
+/// Serves one tunnel to its end.
+pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
+    let _open = knock.pod.connections.tunnel();
+    let (client, pod) = (knock.client, Arc::clone(&knock.pod));
+    match handshake(knock, &worker).await {
+        Ok((connection, local)) => {
+            let ends = Rc::new(Ends { pod, peer: connection.peer().clone(), client, local });
+            streams(connection, &ends, &worker).await;
+        }
+        Err(failure) => {
+            let mut record = Record::open(Direction::Inbound, client);
+            record.hbone_addr = Some(client);
+            record.close(Err(failure.failed()));
+        }
+    }
+}
+
+async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, IpAddr), Failure> {
+    let own = &knock.pod.identity;
+    let local = knock.stream.local_addr().map(|address| canonical(address).ip());
+    let certificates = &worker.shared.certificates;
+    let credentials = match certificates.credentials(own) {
+        Some(credentials) => credentials,
+        None => match certificates.wait(own, CERTIFICATE_DEADLINE).await {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                reset_on_close(&knock.stream);
+                return Err(error.into());
+            }
+        },
+    };
+    let expected = Expected::TrustDomain(own.trust_domain().clone());
+    let options = ServerOptions::default();
+    let connection = server::accept(knock.stream, &credentials.server, &expected, &options).await?;
+    let local = local.map_err(|error| DialError::Connect(knock.client, error))?;
+    Ok((connection, local))
+}
+
+/// Takes streams until the tunnel ends. A pod that goes, or a proxy that stops, says so to the peer (GOAWAY).
+async fn streams(mut connection: ServerConnection, ends: &Rc<Ends>, worker: &Rc<Worker>) {
+    let goodbye = connection.shutdown_handle();
+    let mut leaving = std::pin::pin!(async {
+        tokio::select! {
+            () = ends.pod.connections.ended() => {}
+            () = worker.shared.drain.requested() => {}
+        }
+    });
+    let mut said = false;
+    loop {
+        tokio::select! {
+            incoming = connection.next() => {
+                let Some(incoming) = incoming else { return };
+                worker::carry(stream(incoming, Rc::clone(ends), Rc::clone(worker)));
+            }
+            () = &mut leaving, if !said => {
+                said = true;
+                goodbye.drain();
+            }
+        }
+    }
+}
+
+async fn stream(incoming: Incoming, ends: Rc<Ends>, worker: Rc<Worker>) {
+    let mut record = Record::open(Direction::Inbound, ends.client);
+    record.source.identity = Some(ends.peer.clone());
+    record.hbone_addr = Some(ends.client);
+    let outcome = carry(incoming, &ends, &worker, &mut record).await;
+    record.close(outcome.as_ref().copied().map_err(Failure::failed));
+}
+
+async fn carry(incoming: Incoming, ends: &Ends, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
+    match connect(&incoming, ends, worker, record).await {
+        Ok((application, lease)) => {
+            let own = record.destination.workload.as_deref().map(Baggage::of).unwrap_or_default();
+            let stream = incoming.accept(&own)?;
+            super::copy_inbound(stream, application, &lease, &record.meter).await
+        }
+        Err(failure) => {
+            incoming.refuse(status(&failure));
+            Err(failure)
+        }
+    }
+}
+
+async fn connect(
+    incoming: &Incoming,
+    ends: &Ends,
+    worker: &Worker,
+    record: &mut Record,
+) -> Result<(tokio::net::TcpStream, Lease), Failure> {
+    let shared = &worker.shared;
+    let view = shared.mesh.view();
+    let pod = &ends.pod;
+    let caller = identify::peer(&view, &shared.place.network, &ends.peer, ends.client.ip());
+    record.source.workload.clone_from(&caller.workload);
+    record.destination.workload = view.workload(&pod.workload).cloned();
+    record.destination.identity = Some(pod.identity.clone());
+
+    let authority = incoming.authority.as_ref().map_err(|error| *error)?;
+    let Application { address, service } = resolve(&view, &pod.workload, ends.local, authority)?;
+    record.destination.addr = Some(address);
+    record.service = service;
+    let permit = authorize::inbound(pod, &caller.source, address)?;
+    let lease = pod.connections.admit(permit)?;
+    let to = lease.permit().destination();
+    let connected = socket::connect(pod.netns(), to, SourceAddress::Keep(ends.client.ip())).await;
+    let application = connected.map_err(|error| DialError::Connect(to, error))?;
+    Ok((application, lease))
+}
+
+/// What the peer is told; people read it in logs, other proxies only see that it is not 200.
+fn status(failure: &Failure) -> StatusCode {
+    match failure {
+        Failure::Request(_) => StatusCode::BAD_REQUEST,
+        Failure::ResolveInbound(error) if error.is_peers_fault() => StatusCode::BAD_REQUEST,
+        Failure::Authorize(underpass_policy::Denial::OwnPort(_) | underpass_policy::Denial::Loopback(_)) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        Failure::Authorize(underpass_policy::Denial::ForeignTrustDomain { .. }) => StatusCode::UNAUTHORIZED,
+        Failure::Accept(_)
+        | Failure::Answer(_)
+        | Failure::Capture(_)
+        | Failure::Certificate(_)
+        | Failure::Copy(_)
+        | Failure::Dial(_)
+        | Failure::Ended(_)
+        | Failure::Resolve(_)
+        | Failure::ResolveInbound(_)
+        | Failure::View => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

@@ -1,0 +1,103 @@
+//! What a pod's application dials.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use underpass_discovery::View;
+use underpass_hbone::copy::reset_on_close;
+
+use super::Failure;
+use crate::{
+    account::{Direction, Record},
+    authorize,
+    balance::{Active, Place},
+    capture::{Captured, Knock, original_dst},
+    connections::Lease,
+    identify,
+    resolve::{Question, resolve},
+    tunnel::{Dialler, Upstream},
+    worker::Worker,
+};
+
+/// How long a connection waits for the first complete view of the mesh.
+const VIEW_DEADLINE: Duration = Duration::from_secs(5);
+/// Endpoints of a service that are tried for one connection.
+const TRIES: usize = 3;
+
+/// Carries one connection.
+pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
+    let mut record = Record::open(Direction::Outbound, knock.client);
+    let outcome = carry(knock, &worker, &mut record).await;
+    record.close(outcome.as_ref().copied().map_err(Failure::failed));
+}
+
+async fn carry(knock: Knock, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
+    let original_dst = match original_dst(&knock.stream) {
+        Ok(address) => address,
+        Err(error) => {
+            reset_on_close(&knock.stream);
+            return Err(error.into());
+        }
+    };
+    let captured = Captured { stream: knock.stream, client: knock.client, original_dst, pod: knock.pod };
+    record.destination.addr = Some(original_dst);
+    match connect(&captured, worker, record).await {
+        Ok((upstream, lease, _active)) => super::copy(captured.stream, upstream, &lease, &record.meter).await,
+        Err(failure) => {
+            // The application was told that it is connected; an orderly end would be a lie.
+            reset_on_close(&captured.stream);
+            Err(failure)
+        }
+    }
+}
+
+type Connected = (Upstream, Lease, Option<Active>);
+
+async fn connect(captured: &Captured, worker: &Worker, record: &mut Record) -> Result<Connected, Failure> {
+    let shared = &worker.shared;
+    if !shared.mesh.wait_complete(VIEW_DEADLINE).await {
+        return Err(Failure::View);
+    }
+    let view: Arc<View> = shared.mesh.view();
+    let caller = identify::local(&view, &captured.pod);
+    record.source.identity = Some(captured.pod.identity.clone());
+    record.source.workload.clone_from(&caller.workload);
+    let place = caller.workload.as_deref().map_or_else(|| shared.place.clone(), Place::of);
+
+    let mut avoid = Vec::new();
+    loop {
+        let question = Question {
+            view: &view,
+            original_dst: captured.original_dst,
+            namespace: &captured.pod.namespace,
+            place: &place,
+            avoid: &avoid,
+        };
+        let resolved = resolve(&question, |uid| worker.loads.of(uid), fastrand::f64)?;
+        let permit = authorize::outbound(&captured.pod, &caller.source, &resolved.next_hop)?;
+        let lease = captured.pod.connections.admit(permit)?;
+        record.reaches(&resolved, captured.original_dst);
+        let endpoint = resolved.next_hop.endpoint().map(|endpoint| endpoint.uid.clone());
+        let active = endpoint.as_ref().map(|uid| worker.loads.begin(uid));
+
+        let dialler = Dialler { worker, pod: &captured.pod, caller: &caller, client: captured.client };
+        match dialler.dial(&resolved, &lease).await {
+            Ok(upstream) => {
+                if let Some(uid) = &endpoint {
+                    worker.loads.reached(uid);
+                }
+                if let Upstream::Tunnel(_, peer) = &upstream {
+                    record.destination.identity = Some(peer.clone());
+                }
+                return Ok((upstream, lease, active));
+            }
+            Err(error) => {
+                // Only a service leaves us a choice; whoever dialled a pod's address meant that pod.
+                let again = resolved.service.is_some() && error.retry_elsewhere() && avoid.len() + 1 < TRIES;
+                let (Some(uid), true) = (endpoint, again) else { return Err(error.into()) };
+                worker.loads.failed(&uid);
+                tracing::debug!(endpoint = %uid, reason = error.reason(), "trying another endpoint");
+                avoid.push(uid);
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The pods that this node proxy serves: begun, released, removed. Only the control thread changes the table.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use underpass_enrolment::{netns, zds::WorkloadInfo};
+use underpass_identity::store::{CertificateStore, Want};
+use underpass_model::{Identity, IdentityError, PodUid, TrustDomain, WorkloadUid};
+
+use crate::{
+    capture::{Door, Listeners, Watched},
+    connections::Connections,
+};
+
+/// A pod under this node proxy.
+pub(crate) struct Pod {
+    /// A number that no other pod of this process ever had.
+    pub(crate) number: u64,
+    /// Kubernetes' uid.
+    pub(crate) uid: PodUid,
+    /// Discovery's name.
+    pub(crate) workload: WorkloadUid,
+    /// Its namespace in Kubernetes.
+    pub(crate) namespace: Arc<str>,
+    /// Its name in Kubernetes.
+    pub(crate) name: Arc<str>,
+    /// Who it is: told by the node agent, never by a packet.
+    pub(crate) identity: Identity,
+    /// Its sockets.
+    pub(crate) listeners: Listeners,
+    /// Its live connections.
+    pub(crate) connections: Connections,
+    netns: OwnedFd,
+    /// Keeps its certificate wanted as long as the pod is here.
+    _want: Want,
+}
+
+/// What all pods share.
+pub(crate) struct Household {
+    /// The root of their identities.
+    pub(crate) trust_domain: TrustDomain,
+    /// The cluster's name in discovery.
+    pub(crate) cluster: String,
+    /// Their certificates.
+    pub(crate) certificates: CertificateStore,
+}
+
+/// The table.
+pub(crate) struct Pods {
+    household: Household,
+    watched: Watched,
+    next_number: AtomicU64,
+    by_uid: ArcSwap<HashMap<PodUid, Arc<Pod>>>,
+}
+
+/// A pod as the agent hands it over.
+pub(crate) struct NewPod {
+    pub(crate) uid: PodUid,
+    pub(crate) info: WorkloadInfo,
+    pub(crate) netns: OwnedFd,
+    /// Sockets that an earlier proxy made.
+    pub(crate) listeners: Option<Listeners>,
+}
+
+/// Why a pod cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AddPodError {
+    /// Its names could not stand in a certificate.
+    #[error("its identity: {0}")]
+    Identity(#[source] IdentityError),
+    /// Its namespace cannot be entered, or one of its ports is taken.
+    #[error("its listeners: {0}")]
+    Listeners(#[source] io::Error),
+}
+
+impl Pod {
+    /// Its network namespace.
+    pub(crate) fn netns(&self) -> BorrowedFd<'_> {
+        self.netns.as_fd()
+    }
+}
+
+impl Pods {
+    /// An empty table.
+    pub(crate) fn new(household: Household, watched: Watched) -> Self {
+        Self { household, watched, next_number: AtomicU64::new(1), by_uid: ArcSwap::default() }
+    }
+
+    /// Begins to serve a pod; the same pod in the same namespace is left as it is.
+    pub(crate) fn add(&self, new: NewPod) -> Result<Arc<Pod>, AddPodError> {
+        let known = self.by_uid.load().get(&new.uid).cloned();
+        if let Some(known) = known {
+            let ids = (netns::id(known.netns()), netns::id(new.netns.as_fd()));
+            if let (Ok(old), Ok(new)) = ids
+                && old == new
+            {
+                return Ok(known);
+            }
+            self.remove(&new.uid);
+        }
+        let info = &new.info;
+        let identity = Identity::new(self.household.trust_domain.clone(), &info.namespace, &info.service_account)
+            .map_err(AddPodError::Identity)?;
+        let listeners = match new.listeners {
+            Some(adopted) => adopted,
+            None => Listeners::make(new.netns.as_fd()).map_err(AddPodError::Listeners)?,
+        };
+        let pod = Arc::new(Pod {
+            number: self.next_number.fetch_add(1, Ordering::Relaxed),
+            workload: WorkloadUid::of_pod(&self.household.cluster, &info.namespace, &info.name),
+            namespace: info.namespace.as_str().into(),
+            name: info.name.as_str().into(),
+            listeners,
+            connections: Connections::new(),
+            netns: new.netns,
+            _want: self.household.certificates.want(&identity),
+            identity,
+            uid: new.uid,
+        });
+        if let Err(error) = Door::ALL.into_iter().try_for_each(|door| self.watched.add(&pod, door)) {
+            self.unwatch(&pod);
+            return Err(AddPodError::Listeners(error));
+        }
+        self.change(|pods| {
+            pods.insert(pod.uid.clone(), Arc::clone(&pod));
+        });
+        tracing::info!(pod.uid = %pod.uid, pod.namespace = %pod.namespace, pod.name = %pod.name, identity = %pod.identity, "serving a pod");
+        Ok(pod)
+    }
+
+    /// Stops serving a pod at once: its doors close here, its connections end.
+    pub(crate) fn remove(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        let pod = self.by_uid.load().get(uid).cloned()?;
+        self.change(|pods| {
+            pods.remove(uid);
+        });
+        self.unwatch(&pod);
+        pod.connections.end();
+        tracing::info!(pod.uid = %uid, pod.namespace = %pod.namespace, pod.name = %pod.name, "no longer serving a pod");
+        Some(pod)
+    }
+
+    /// Stops taking connections of all pods; those that live go on. Another process may hold the same sockets.
+    pub(crate) fn stop_accepting(&self) {
+        for pod in self.all().values() {
+            self.unwatch(pod);
+        }
+    }
+
+    /// One pod.
+    pub(crate) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
+        self.by_uid.load().get(uid).cloned()
+    }
+
+    /// All pods.
+    pub(crate) fn all(&self) -> Arc<HashMap<PodUid, Arc<Pod>>> {
+        self.by_uid.load_full()
+    }
+
+    fn unwatch(&self, pod: &Arc<Pod>) {
+        for door in Door::ALL {
+            self.watched.remove(pod, door);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashMap<PodUid, Arc<Pod>>)) {
+        let mut pods = HashMap::clone(&self.by_uid.load());
+        change(&mut pods);
+        self.by_uid.store(Arc::new(pods));
+    }
+}

@@ -1,0 +1,131 @@
+//! Step five: the way onwards is opened. Nothing is dialled without a lease.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::net::TcpStream;
+use underpass_hbone::{
+    Baggage, ConnectHeaders, ConnectRequest, Forwarded, OpenError, TraceParent, TunnelKey, TunnelStream,
+};
+use underpass_identity::store::StoreError;
+use underpass_model::Identity;
+
+use crate::{
+    capture::socket::{self, SourceAddress},
+    connections::Lease,
+    identify::Caller,
+    pods::Pod,
+    resolve::{NextHop, Resolved, TunnelHop},
+    worker::Worker,
+};
+
+/// How long a connection waits for its pod's first certificate.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The opened way.
+pub(crate) enum Upstream {
+    /// Plain TCP.
+    Tcp(TcpStream),
+    /// A stream in a tunnel, and who ends it.
+    Tunnel(Box<TunnelStream>, Identity),
+}
+
+/// Why there is no way.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// This pod has no certificate.
+    #[error("no certificate for {0}")]
+    Certificate(Identity, #[source] StoreError),
+    /// TCP could not connect.
+    #[error("connect to {0}")]
+    Connect(SocketAddr, #[source] io::Error),
+    /// The tunnel could not be opened.
+    #[error("tunnel to {0}")]
+    Tunnel(SocketAddr, #[source] OpenError),
+}
+
+impl DialError {
+    /// The stable label of this failure in logs and metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Certificate(..) => "no_certificate",
+            Self::Connect(_, error) => connect_reason(error),
+            Self::Tunnel(_, error) => error.reason(),
+        }
+    }
+
+    /// Whether another endpoint may be tried: no byte of the application can have reached anyone.
+    pub(crate) fn retry_elsewhere(&self) -> bool {
+        match self {
+            Self::Certificate(..) => false,
+            Self::Connect(..) => true,
+            Self::Tunnel(_, error) => error.retry_elsewhere(),
+        }
+    }
+}
+
+/// The stable label of a failed TCP connect.
+pub(crate) fn connect_reason(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connect_refused",
+        io::ErrorKind::TimedOut => "connect_timeout",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "connect_unreachable",
+        _ => "connect_failed",
+    }
+}
+
+/// Who dials, for whom.
+pub(crate) struct Dialler<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) pod: &'a Arc<Pod>,
+    pub(crate) caller: &'a Caller,
+    pub(crate) client: SocketAddr,
+}
+
+impl Dialler<'_> {
+    /// Opens the way that was permitted.
+    pub(crate) async fn dial(&self, resolved: &Resolved, lease: &Lease) -> Result<Upstream, DialError> {
+        match &resolved.next_hop {
+            NextHop::Passthrough(_) | NextHop::Plain { .. } => {
+                let to = lease.permit().destination();
+                // The application's own choice of source address, where it made one, is kept.
+                let source = SourceAddress::Keep(self.client.ip());
+                let source = if self.client.is_ipv4() == to.is_ipv4() { source } else { SourceAddress::Pod };
+                let connected = socket::connect(self.pod.netns(), to, source).await;
+                connected.map(Upstream::Tcp).map_err(|error| DialError::Connect(to, error))
+            }
+            NextHop::Tunnel(hop) => self.tunnel(hop, resolved).await,
+        }
+    }
+
+    async fn tunnel(&self, hop: &TunnelHop, resolved: &Resolved) -> Result<Upstream, DialError> {
+        let own = &self.pod.identity;
+        let certificates = &self.worker.shared.certificates;
+        let credentials = match certificates.credentials(own) {
+            Some(credentials) => credentials,
+            None => {
+                let waited = certificates.wait(own, CERTIFICATE_DEADLINE).await;
+                waited.map_err(|error| DialError::Certificate(own.clone(), error))?
+            }
+        };
+        let key = TunnelKey {
+            pod: self.pod.uid.clone(),
+            own: own.clone(),
+            destination: hop.endpoint.uid.clone(),
+            address: hop.to,
+            expect: Arc::clone(&hop.expect),
+        };
+        let host = resolved.service.as_ref().map(|service| Arc::clone(&service.name.hostname));
+        let request = ConnectRequest {
+            authority: hop.authority.clone(),
+            headers: ConnectHeaders {
+                baggage: self.caller.workload.as_deref().map(Baggage::of).unwrap_or_default(),
+                forwarded: Forwarded { client: Some(self.client), host },
+                traceparent: TraceParent::new(fastrand::u128(1..), fastrand::u64(1..)),
+            },
+        };
+        let dial = || socket::connect(self.pod.netns(), hop.to, SourceAddress::Pod);
+        let opened = self.worker.pool.open(&key, &request, &credentials.client, dial).await;
+        let tunnel = opened.map_err(|error| DialError::Tunnel(hop.to, error))?;
+        Ok(Upstream::Tunnel(Box::new(tunnel.stream), tunnel.peer))
+    }
+}
