@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use underpass_discovery::{Mesh, Store, client};
 use underpass_identity::{
     authority::GrpcAuthority,
-    store::{CertificateStore, StoreOptions},
+    store::{CertificateStore, KeptFile, StoreOptions},
 };
 use underpass_model::Locality;
 use underpass_runtime::{
@@ -41,7 +41,9 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let stop = Shutdown::new();
     let control = Control::new(config.control.clone());
     let authority = GrpcAuthority::for_cluster(control.clone(), &config.cluster).context("the cluster's name")?;
-    let (certificates, renewal) = CertificateStore::new(Arc::new(authority), StoreOptions::default());
+    let kept = config.certificates_file.clone().map(KeptFile::new).transpose().context("--certificates-file")?;
+    let options = StoreOptions { kept, ..StoreOptions::default() };
+    let (certificates, renewal) = CertificateStore::new(Arc::new(authority), options);
     tasks::spawn("certificates", renewal.run(stop.clone()));
 
     let store = Store::new();

@@ -29,6 +29,9 @@ pub(crate) struct Config {
     /// Where the operator is
     #[command(flatten)]
     pub(crate) control: ControlOptions,
+    /// File, mode 0600, on a memory-backed file system, that lets a restarted proxy serve at once; refused on a disk
+    #[arg(long, env = "UNDERPASS_CERTIFICATES_FILE", value_name = "FILE")]
+    pub(crate) certificates_file: Option<PathBuf>,
     /// Socket on which the node agent hands over pods (ZDS)
     #[arg(long, default_value = "/var/run/underpass/zds.sock", value_name = "PATH")]
     pub(crate) zds_socket: PathBuf,

@@ -89,9 +89,8 @@ impl Control {
     /// [`ControlError`]: a file that cannot be read, an address that is none, or no connection within 5 s.
     pub async fn channel(&self) -> Result<Channel, ControlError> {
         let roots = self.read(&self.0.root_file).await?;
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(roots))
-            .domain_name(self.0.server_name.clone());
+        let tls =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots)).domain_name(self.0.server_name.clone());
         let address = &self.0.address;
         let endpoint = Endpoint::from_shared(address.clone())
             .and_then(|endpoint| endpoint.tls_config(tls))
@@ -110,11 +109,10 @@ impl Control {
     /// [`ControlError::File`] or [`ControlError::Token`].
     pub async fn authorize<T>(&self, request: &mut tonic::Request<T>) -> Result<(), ControlError> {
         let file = &self.0.token_file;
-        let token = String::from_utf8(self.read(file).await?)
-            .map_err(|_| ControlError::Token { file: file.clone() })?;
-        let mut value: MetadataValue<_> = format!("Bearer {}", token.trim())
-            .parse()
-            .map_err(|_| ControlError::Token { file: file.clone() })?;
+        let token =
+            String::from_utf8(self.read(file).await?).map_err(|_| ControlError::Token { file: file.clone() })?;
+        let mut value: MetadataValue<_> =
+            format!("Bearer {}", token.trim()).parse().map_err(|_| ControlError::Token { file: file.clone() })?;
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
         Ok(())

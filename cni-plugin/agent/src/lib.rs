@@ -1,0 +1,18 @@
+//! The node agent: programs pods, hands their network namespaces to the node proxy, and answers its questions.
+//!
+//! Downwards: [`app`] builds everything; [`plugin_server`] and [`pods`] decide and act; [`proxies`] speaks to node
+//! proxies, [`program`] to namespaces, [`probe`] to the kernel; [`redirect`], [`exclusions`] and [`facts`] are pure.
+
+pub mod app;
+mod chain;
+pub mod config;
+pub mod exclusions;
+pub mod facts;
+pub mod find;
+pub mod memory;
+pub mod plugin_server;
+pub mod pods;
+pub mod probe;
+pub mod program;
+pub mod proxies;
+pub mod redirect;

@@ -1,0 +1,253 @@
+//! The pods of this node: one task each, so that a bad one hurts only itself.
+//!
+//! A task is told what its object says (by a watch) and what the container runtime wants (by commands); what it does
+//! about it is [`decide`], how it does it [`task`].
+
+mod decide;
+mod task;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
+use underpass_model::PodUid;
+use underpass_objects::StatusDirectory;
+use underpass_runtime::tasks;
+
+use crate::{
+    facts::PodFacts,
+    memory::{Memory, Remembered},
+    program::Programmer,
+    proxies::Proxies,
+};
+use task::PodTask;
+
+/// What every pod's task works with.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// This node's name, for reports.
+    pub node: String,
+    /// The node proxies.
+    pub proxies: Proxies,
+    /// Who programs namespaces.
+    pub programmer: Programmer,
+    /// What survives a restart.
+    pub memory: Memory,
+    /// Where captured pods are reported.
+    pub status: StatusDirectory,
+    /// How long things may take.
+    pub limits: Limits,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// One try of enrolling a pod; an ADD fails after it.
+    pub enrol: Duration,
+    /// For the object of a pod whose ADD has come.
+    pub object: Duration,
+    /// For the operator to withdraw a leaving pod everywhere.
+    pub withdrawn: Duration,
+    /// For the farewell of a deleted pod.
+    pub farewell: Duration,
+    /// Between two looks at the rules of a captured pod.
+    pub reconcile: Duration,
+    /// After the first failure, and at most after many.
+    pub retry: (Duration, Duration),
+    /// Between the disappearance of a pod's object and giving the pod up without a DEL.
+    pub orphan: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            enrol: Duration::from_secs(10),
+            object: Duration::from_secs(5),
+            withdrawn: Duration::from_secs(15),
+            farewell: Duration::from_secs(2),
+            reconcile: Duration::from_secs(30),
+            retry: (Duration::from_millis(100), Duration::from_secs(30)),
+            orphan: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What came of a request for a pod.
+pub type Outcome = Result<bool, PluginFailure>;
+
+/// The start of a pod's sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// The runtime's name for it.
+    pub attachment: Attachment,
+    /// Its network namespace.
+    pub netns: PathBuf,
+    /// The addresses it was given.
+    pub addresses: Vec<std::net::IpAddr>,
+}
+
+/// What the container runtime wants of a pod's task.
+#[derive(Debug)]
+enum Command {
+    Add(Sandbox, oneshot::Sender<Outcome>),
+    Check(oneshot::Sender<Outcome>),
+    /// Without an attachment: whatever sandbox there is.
+    Delete(Option<Attachment>, oneshot::Sender<()>),
+}
+
+/// All pods of this node.
+#[derive(Debug)]
+pub struct Pods {
+    shared: Arc<Shared>,
+    tasks: Mutex<BTreeMap<PodUid, Handle>>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    facts: watch::Sender<Option<PodFacts>>,
+    attachment: Arc<Mutex<Option<Attachment>>>,
+}
+
+/// Commands that may wait for one pod.
+const QUEUE: usize = 16;
+
+impl Pods {
+    /// Takes up what was remembered; the objects say soon whether it still holds.
+    #[must_use]
+    pub fn restore(shared: Shared, facts: BTreeMap<PodUid, PodFacts>) -> Self {
+        let pods = Self { shared: Arc::new(shared), tasks: Mutex::default() };
+        for (uid, remembered) in pods.shared.memory.all() {
+            let facts = facts.get(&uid).cloned();
+            pods.lock().insert(uid.clone(), pods.spawn(uid, facts, remembered));
+        }
+        pods.update(facts);
+        pods
+    }
+
+    /// Tells every pod what its object says now.
+    pub fn update(&self, facts: BTreeMap<PodUid, PodFacts>) {
+        let mut tasks = self.lock();
+        tasks.retain(|_, handle| !handle.commands.is_closed());
+        for (uid, handle) in tasks.iter() {
+            let new = facts.get(uid);
+            handle.facts.send_if_modified(|old| {
+                let differs = old.as_ref() != new;
+                if differs {
+                    *old = new.cloned();
+                }
+                differs
+            });
+        }
+        for (uid, facts) in facts {
+            tasks
+                .entry(uid)
+                .or_insert_with_key(|uid| self.spawn(uid.clone(), Some(facts), Remembered::default()));
+        }
+    }
+
+    /// A pod starts: captured, if it is enrolled, when this returns true.
+    ///
+    /// # Errors
+    /// [`PluginFailure`] names the link that is missing.
+    pub async fn add(&self, uid: &PodUid, sandbox: Sandbox) -> Outcome {
+        self.ask(uid, true, |reply| Command::Add(sandbox, reply)).await
+    }
+
+    /// Whether a pod has what its ADD gave it.
+    ///
+    /// # Errors
+    /// [`PluginFailure`] names the link that is missing.
+    pub async fn check(&self, uid: &PodUid) -> Outcome {
+        self.ask(uid, false, Command::Check).await
+    }
+
+    /// A sandbox ends; its peers know when this returns, or its time was up.
+    pub async fn delete(&self, uid: &PodUid, attachment: Option<Attachment>) {
+        let _done = self.ask(uid, false, |reply| Command::Delete(attachment, reply)).await;
+    }
+
+    /// The pod of a sandbox.
+    #[must_use]
+    pub fn of_attachment(&self, attachment: &Attachment) -> Option<PodUid> {
+        let has = |handle: &Handle| handle.attachment().as_ref() == Some(attachment);
+        self.lock().iter().find(|(_, handle)| has(handle)).map(|(uid, _)| uid.clone())
+    }
+
+    /// Gives up every sandbox that is not in the list; those found without an ADD are left alone.
+    pub async fn collect(&self, valid: &BTreeSet<(String, String)>) {
+        let gone: Vec<(PodUid, Attachment)> = {
+            let tasks = self.lock();
+            let attached = tasks.iter().filter_map(|(uid, handle)| Some((uid.clone(), handle.attachment()?)));
+            attached.filter(|(_, a)| !valid.contains(&(a.container_id.clone(), a.ifname.clone()))).collect()
+        };
+        for (uid, attachment) in gone {
+            self.delete(&uid, Some(attachment)).await;
+        }
+    }
+
+    /// Sends a command to a pod's task and waits for the answer; the task bounds its own time.
+    async fn ask<T>(
+        &self,
+        uid: &PodUid,
+        create: bool,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> T
+    where
+        T: NoTask,
+    {
+        let commands = {
+            let mut tasks = self.lock();
+            let lives = tasks.get(uid).is_some_and(|handle| !handle.commands.is_closed());
+            if !lives && create {
+                tasks.insert(uid.clone(), self.spawn(uid.clone(), None, Remembered::default()));
+            }
+            tasks.get(uid).map(|handle| handle.commands.clone())
+        };
+        let Some(commands) = commands else { return T::no_task() };
+        let (reply, answer) = oneshot::channel();
+        if commands.send(command(reply)).await.is_err() {
+            return T::no_task();
+        }
+        answer.await.unwrap_or_else(|_| T::no_task())
+    }
+
+    fn spawn(&self, uid: PodUid, facts: Option<PodFacts>, remembered: Remembered) -> Handle {
+        let (commands, received) = mpsc::channel(QUEUE);
+        let (facts, told) = watch::channel(facts);
+        let task = PodTask::new(Arc::clone(&self.shared), uid, told, received, remembered);
+        let attachment = task.attachment();
+        tasks::spawn("pod", task.run());
+        Handle { commands, facts, attachment }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Handle>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handle {
+    fn attachment(&self) -> Option<Attachment> {
+        self.attachment.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The answer where there is no task to give one.
+trait NoTask {
+    fn no_task() -> Self;
+}
+
+impl NoTask for Outcome {
+    fn no_task() -> Self {
+        Err(PluginFailure { link: Link::Pod, message: "the agent knows no such pod".to_owned() })
+    }
+}
+
+impl NoTask for () {
+    fn no_task() -> Self {}
+}

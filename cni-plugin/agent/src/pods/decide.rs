@@ -1,0 +1,93 @@
+//! What to do next about a pod: pure.
+
+use crate::memory::Standing;
+
+/// What is known of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Situation {
+    /// What its object wants; `None` if there is no object.
+    pub(super) wanted: Option<bool>,
+    /// How far it is captured.
+    pub(super) standing: Standing,
+    /// Whether its network namespace is held.
+    pub(super) has_netns: bool,
+    /// Whether proxies were asked to serve it.
+    pub(super) served: bool,
+    /// Whether an ADD waits for an answer.
+    pub(super) adding: bool,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Wait for the object of a pod whose ADD has come.
+    AwaitObject,
+    /// Answer a waiting ADD: the pod is not for the mesh.
+    Decline,
+    /// Nothing is left of the pod.
+    End,
+    /// Bring it under capture.
+    Enrol,
+    /// Its object is gone: after a while, give it up.
+    GiveUp,
+    /// Let it go gently.
+    Leave,
+    /// Nothing to do until something changes.
+    Rest,
+    /// Look after the rules now and then.
+    Watch,
+    /// An enrolment was begun and is wanted no more.
+    Withdraw,
+}
+
+impl Situation {
+    pub(super) fn step(self) -> Step {
+        match (self.wanted, self.standing) {
+            (None, _) if self.adding => Step::AwaitObject,
+            (None, Standing::Out) if !self.has_netns && !self.served => Step::End,
+            (None, _) => Step::GiveUp,
+            (Some(true), Standing::Captured) => Step::Watch,
+            (Some(true), Standing::Out | Standing::Leaving | Standing::Draining) => Step::Enrol,
+            (Some(false), Standing::Out) if self.adding => Step::Decline,
+            (Some(false), Standing::Out) if self.served => Step::Withdraw,
+            (Some(false), Standing::Out) => Step::Rest,
+            (Some(false), Standing::Captured | Standing::Leaving | Standing::Draining) => Step::Leave,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Standing::{Captured, Draining, Leaving, Out};
+
+    #[test]
+    fn every_situation_has_its_step() {
+        let (yes, no, gone) = (Some(true), Some(false), None);
+        // wanted, standing, has a namespace, served, adding: step
+        for (wanted, standing, has_netns, served, adding, step) in [
+            (yes, Out, false, false, false, Step::Enrol),
+            (yes, Out, true, true, true, Step::Enrol),
+            (yes, Captured, true, true, false, Step::Watch),
+            (yes, Leaving, true, true, false, Step::Enrol),
+            (yes, Draining, true, true, false, Step::Enrol),
+            (no, Out, false, false, false, Step::Rest),
+            (no, Out, true, false, false, Step::Rest),
+            (no, Out, true, false, true, Step::Decline),
+            (no, Out, true, true, false, Step::Withdraw),
+            (no, Captured, true, true, false, Step::Leave),
+            (no, Leaving, true, true, false, Step::Leave),
+            (no, Draining, true, true, false, Step::Leave),
+            (gone, Out, true, false, true, Step::AwaitObject),
+            (gone, Captured, true, true, true, Step::AwaitObject),
+            (gone, Out, false, false, false, Step::End),
+            (gone, Out, true, false, false, Step::GiveUp),
+            (gone, Out, false, true, false, Step::GiveUp),
+            (gone, Captured, true, true, false, Step::GiveUp),
+            (gone, Draining, true, true, false, Step::GiveUp),
+        ] {
+            let situation = Situation { wanted, standing, has_netns, served, adding };
+            assert_eq!(situation.step(), step, "{situation:?}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! One session on `node.sock`: listeners both ways, releases out, answers in.
+
+use std::{collections::BTreeSet, future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::{sync::mpsc, time::timeout};
+use underpass_enrolment::{
+    node::{Listeners, Origin, ToAgent, ToProxy, VERSION},
+    seqpacket::{Connection, ListenError, Listener, RecvError, SendError},
+};
+use underpass_model::{AddressPair, PodUid};
+use underpass_runtime::{Shutdown, tasks};
+
+use super::{NodeSession, Proxies, SessionId};
+
+/// Who answers the proxies' question for the origin of a connection.
+pub type AnswerProbe = Arc<dyn Fn(AddressPair) -> Pin<Box<dyn Future<Output = Origin> + Send>> + Send + Sync>;
+
+/// How long a proxy may take for one packet.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// After a failed accept (no descriptors left), so that the loop does not spin.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Messages that may wait for a proxy.
+const OUTBOX: usize = 1024;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("nothing came or went within {} s", PATIENCE.as_secs())]
+    Slow,
+    #[error("the first message was not hello")]
+    NoHello,
+    #[error(transparent)]
+    Recv(#[from] RecvError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error("a pod's listeners cannot be passed on")]
+    Sockets(#[source] std::io::Error),
+}
+
+/// Listens until asked to stop; each proxy gets a task.
+///
+/// # Errors
+/// [`ListenError`] at once.
+pub async fn serve(
+    path: &Path,
+    proxies: Proxies,
+    answer: AnswerProbe,
+    shutdown: Shutdown,
+) -> Result<(), ListenError> {
+    let listener = Listener::bind(path)?;
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.requested() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(connection) => {
+                let (proxies, answer, shutdown) = (proxies.clone(), Arc::clone(&answer), shutdown.clone());
+                tasks::spawn("node.sock session", async move {
+                    tokio::select! {
+                        () = shutdown.requested() => {}
+                        ended = session(&connection, &proxies, &answer) => if let Err(error) = ended {
+                            tracing::warn!(%error, "a session on node.sock ended");
+                        }
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a node proxy could not be accepted on node.sock");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn session(connection: &Connection, proxies: &Proxies, answer: &AnswerProbe) -> Result<(), SessionError> {
+    let generation = match timeout(PATIENCE, connection.recv::<ToAgent>()).await.map_err(|_| SessionError::Slow)?? {
+        Some(ToAgent::Hello { generation, .. }) => generation,
+        Some(_) => return Err(SessionError::NoHello),
+        None => return Ok(()),
+    };
+    send(connection, &ToProxy::Hello { version: VERSION }).await?;
+    let (tell, mut outbox) = mpsc::channel(OUTBOX);
+    let (id, pods) = proxies.open_node(tell.clone());
+    let opened = Opened { proxies, id };
+    tracing::info!(session = id, generation, "a node proxy is connected on node.sock");
+    for pod in &pods {
+        if let Some(listeners) = proxies.listeners_of(pod).map_err(SessionError::Sockets)? {
+            send(connection, &ToProxy::Listeners(listeners)).await?;
+        }
+    }
+    send(connection, &ToProxy::ListenersSent).await?;
+    loop {
+        tokio::select! {
+            message = connection.recv::<ToAgent>() => match message {
+                Ok(Some(message)) => opened.take(message, &tell, answer),
+                Ok(None) => return Ok(()),
+                Err(RecvError::Decode(error)) => tracing::warn!(session = id, %error, "a message is not understood"),
+                Err(error @ RecvError::Io { .. }) => return Err(error.into()),
+            },
+            message = outbox.recv() => match message {
+                Some(message) => send(connection, &message).await?,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+async fn send(connection: &Connection, message: &ToProxy) -> Result<(), SessionError> {
+    Ok(timeout(PATIENCE, connection.send(message)).await.map_err(|_| SessionError::Slow)??)
+}
+
+/// Ends the session's entry also when its task is dropped.
+struct Opened<'a> {
+    proxies: &'a Proxies,
+    id: SessionId,
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        self.proxies.close_node(self.id);
+    }
+}
+
+impl Opened<'_> {
+    fn take(&self, message: ToAgent, tell: &mpsc::Sender<ToProxy>, answer: &AnswerProbe) {
+        match message {
+            ToAgent::Hello { .. } => tracing::warn!(session = self.id, "a node proxy greeted twice"),
+            ToAgent::Listeners(listeners) => self.proxies.keep(listeners),
+            ToAgent::Ready { pod, outcome } => self.proxies.note(&pod, |served| served.ready = Some(outcome)),
+            ToAgent::Live { pod, connections } => {
+                self.proxies.note(&pod, |served| {
+                    served.live.insert(self.id, connections);
+                });
+            }
+            ToAgent::Released { pod } => self.proxies.note(&pod, |served| {
+                served.released.insert(self.id);
+            }),
+            ToAgent::Probe { id, pod: _, connection } => {
+                let (tell, origin) = (tell.clone(), answer(connection));
+                tasks::spawn("probe", async move {
+                    let message = ToProxy::ProbeAnswer { id, origin: origin.await };
+                    // A full outbox means a proxy that reads nothing; it gives its questions up by itself.
+                    let _lost = tell.try_send(message);
+                });
+            }
+        }
+    }
+}
+
+impl Proxies {
+    fn open_node(&self, tell: mpsc::Sender<ToProxy>) -> (SessionId, BTreeSet<PodUid>) {
+        let mut state = self.lock();
+        let id = state.next_session();
+        state.node.push(NodeSession { id, tell });
+        let pods = state.served.keys().cloned().collect();
+        drop(state);
+        self.notify();
+        (id, pods)
+    }
+
+    fn close_node(&self, id: SessionId) {
+        let mut state = self.lock();
+        state.node.retain(|session| session.id != id);
+        for served in state.served.values_mut() {
+            served.live.remove(&id);
+            served.released.remove(&id);
+        }
+        drop(state);
+        self.notify();
+    }
+
+    fn listeners_of(&self, pod: &PodUid) -> std::io::Result<Option<Listeners>> {
+        let state = self.lock();
+        let served = state.served.get(pod).filter(|served| !served.listeners.is_empty());
+        served.map(|served| Ok(Listeners { pod: pod.clone(), sockets: served.duplicates()? })).transpose()
+    }
+
+    /// Only for pods that are served: a listener keeps its network namespace alive.
+    fn keep(&self, listeners: Listeners) {
+        let sockets = listeners.sockets.into_iter().map(|listening| (listening.port, listening.socket)).collect();
+        self.note(&listeners.pod, |served| served.listeners = sockets);
+    }
+
+    fn note(&self, pod: &PodUid, note: impl FnOnce(&mut super::Served)) {
+        if let Some(served) = self.lock().served.get_mut(pod) {
+            note(served);
+        }
+        self.notify();
+    }
+}

@@ -1,0 +1,181 @@
+//! One writer that applies deltas and publishes the next view, and any number of readers that never wait for it.
+
+mod mesh;
+
+use std::{collections::HashMap, sync::Arc};
+
+use underpass_model::{Service, ServiceName, Workload, WorkloadUid};
+
+pub(crate) use mesh::{Ask, Asks, Question};
+pub use mesh::{AskError, Mesh};
+
+use crate::{
+    view::View,
+    wire::{ResourceType, security::Authorization},
+};
+use mesh::Shared;
+
+/// What one resource of the protocol holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resource {
+    /// An authorization policy.
+    Authorization(Authorization),
+    /// A service.
+    Service(Service),
+    /// A workload.
+    Workload(Workload),
+}
+
+impl Resource {
+    /// The name that the protocol gives it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Authorization(policy) => format!("{}/{}", policy.namespace, policy.name),
+            Self::Service(service) => service.name.to_string(),
+            Self::Workload(workload) => workload.uid.to_string(),
+        }
+    }
+}
+
+/// What changed of one type, in one step for readers.
+#[derive(Clone, Debug)]
+pub struct Delta {
+    /// Which type.
+    pub kind: ResourceType,
+    /// New and changed resources with their versions.
+    pub changed: Vec<(Resource, Arc<str>)>,
+    /// Names of those that are gone.
+    pub removed: Vec<String>,
+    /// True if, after this, everything of the type has been said at least once.
+    pub complete: bool,
+}
+
+/// The only writer.
+#[derive(Debug)]
+pub struct Store {
+    view: View,
+    /// The version that is held of each address resource.
+    versions: HashMap<String, Arc<str>>,
+    authorizations: HashMap<String, (Arc<str>, Authorization)>,
+    heard: [bool; ResourceType::ALL.len()],
+    shared: Arc<Shared>,
+    asks: Asks,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Store {
+    /// An empty mesh of which nothing has been heard.
+    #[must_use]
+    pub fn new() -> Self {
+        let (shared, asks) = Shared::new(View::default());
+        Self {
+            view: View::default(),
+            versions: HashMap::new(),
+            authorizations: HashMap::new(),
+            heard: [false; ResourceType::ALL.len()],
+            shared,
+            asks,
+        }
+    }
+
+    /// A handle for readers.
+    #[must_use]
+    pub fn mesh(&self) -> Mesh {
+        Mesh::new(self.shared.clone())
+    }
+
+    /// Applies a change and publishes the view that results. What it says nothing of stays.
+    pub fn apply(&mut self, delta: Delta) {
+        let before = self.heard;
+        if let Some(heard) = self.heard.get_mut(delta.kind as usize) {
+            *heard |= delta.complete;
+        }
+        if delta.changed.is_empty() && delta.removed.is_empty() && before == self.heard {
+            return;
+        }
+        for name in &delta.removed {
+            self.remove(delta.kind, name);
+        }
+        for (resource, version) in delta.changed {
+            self.set(resource, version);
+        }
+        let complete = self.heard.iter().all(|heard| *heard);
+        self.view.advance(complete, self.authorizations.len());
+        self.shared.publish(self.view.clone());
+    }
+
+    /// What is held of a type, with versions, so that a server need only send what changed since.
+    #[must_use]
+    pub fn versions(&self, kind: ResourceType) -> HashMap<String, String> {
+        let text = |(name, version): (&String, &Arc<str>)| (name.clone(), version.to_string());
+        match kind {
+            ResourceType::Address => self.versions.iter().map(text).collect(),
+            ResourceType::Authorization => {
+                self.authorizations.iter().map(|(name, (version, _))| text((name, version))).collect()
+            }
+        }
+    }
+
+    /// From now on readers' questions are put to the control plane, and no push of all addresses is waited for.
+    pub(crate) fn take_questions(&mut self) {
+        let [addresses, ..] = &mut self.heard;
+        *addresses = true;
+        self.shared.set_on_demand(true);
+    }
+
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    pub(crate) fn asks(&mut self) -> &mut Asks {
+        &mut self.asks
+    }
+
+    fn set(&mut self, resource: Resource, version: Arc<str>) {
+        let name = resource.name();
+        match resource {
+            Resource::Authorization(policy) => {
+                self.authorizations.insert(name, (version, policy));
+                return;
+            }
+            // A name may change its kind: it is one resource all the same.
+            Resource::Service(service) => {
+                self.view.remove_workload(&WorkloadUid::new(&name));
+                self.view.set_service(Arc::new(service));
+            }
+            Resource::Workload(workload) => {
+                self.remove_service(&name);
+                self.view.set_workload(Arc::new(workload));
+            }
+        }
+        self.versions.insert(name, version);
+    }
+
+    fn remove(&mut self, kind: ResourceType, name: &str) {
+        match kind {
+            ResourceType::Authorization => {
+                self.authorizations.remove(name);
+            }
+            ResourceType::Address => {
+                self.versions.remove(name);
+                self.view.remove_workload(&WorkloadUid::new(name));
+                self.remove_service(name);
+            }
+        }
+    }
+
+    fn remove_service(&mut self, name: &str) {
+        if let Some(name) = ServiceName::parse(name) {
+            self.view.remove_service(&name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Which contents of which file are in force when several files may claim one object.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::FileError;
+use crate::{manifest::Manifest, object::ObjectKey};
+
+/// One file: what is in force of it, and what it would like instead.
+///
+/// No two files have one object in force; [`settle`] keeps it so.
+#[derive(Debug, Default)]
+pub(super) struct FileState {
+    good: Manifest,
+    offered: Option<Manifest>,
+    problem: Option<FileError>,
+}
+
+impl FileState {
+    /// Takes what was read of the file; [`settle`] decides whether it comes into force.
+    pub(super) fn offer(&mut self, read: Result<Manifest, FileError>) {
+        match read {
+            Ok(manifest) => (self.offered, self.problem) = (Some(manifest), None),
+            Err(error) => (self.offered, self.problem) = (None, Some(error)),
+        }
+    }
+
+    /// What is in force.
+    pub(super) fn good(&self) -> &Manifest {
+        &self.good
+    }
+
+    /// Why that is not what the file says now.
+    pub(super) fn problem(&self) -> Option<&FileError> {
+        self.problem.as_ref()
+    }
+
+    /// Brings the offer into force; objects that are as before stay the same value, so that others may compare pointers.
+    fn accept(&mut self) {
+        let Some(mut offered) = self.offered.take() else { return };
+        for (key, located) in &mut offered.objects {
+            if let Some(before) = self.good.objects.get(key).filter(|before| before.object == located.object) {
+                located.object = before.object.clone();
+            }
+        }
+        (self.good, self.problem) = (offered, None);
+    }
+
+    fn claims(&self, accepted: bool) -> &Manifest {
+        if accepted { self.offered.as_ref().unwrap_or(&self.good) } else { &self.good }
+    }
+}
+
+/// A file that offers an object which another one has.
+struct Conflict {
+    loser: String,
+    error: FileError,
+}
+
+/// Brings offers into force as far as no object has two homes then. Who held an object before keeps it, else the first
+/// file by name wins; the others fall back to what they had. An offer that lost is tried again each time, because the
+/// other file may have let go.
+pub(super) fn settle(files: &mut BTreeMap<String, FileState>) {
+    let mut accepted: BTreeSet<String> =
+        files.iter().filter(|(_, file)| file.offered.is_some()).map(|(name, _)| name.clone()).collect();
+    // Each round takes at least one offer out, and without offers there is no conflict.
+    loop {
+        let conflicts = conflicts(files, &accepted);
+        if conflicts.is_empty() {
+            break;
+        }
+        for Conflict { loser, error } in conflicts {
+            accepted.remove(&loser);
+            if let Some(file) = files.get_mut(&loser) {
+                file.problem = Some(error);
+            }
+        }
+    }
+    for name in accepted {
+        if let Some(file) = files.get_mut(&name) {
+            file.accept();
+        }
+    }
+}
+
+fn conflicts(files: &BTreeMap<String, FileState>, accepted: &BTreeSet<String>) -> Vec<Conflict> {
+    let mut holders: BTreeMap<&ObjectKey, &str> = BTreeMap::new();
+    // Those who held an object before come first, then the rest by name.
+    for before in [true, false] {
+        for (name, file) in files {
+            for key in file.claims(accepted.contains(name)).objects.keys() {
+                if !before || file.good.objects.contains_key(key) {
+                    holders.entry(key).or_insert(name);
+                }
+            }
+        }
+    }
+    let mut conflicts = Vec::new();
+    for name in accepted {
+        let Some(file) = files.get(name) else { continue };
+        let lost = file.claims(true).objects.iter().find_map(|(key, located)| {
+            let other = *holders.get(key)?;
+            (other != name).then(|| FileError::Elsewhere {
+                line: located.line,
+                key: Box::new(key.clone()),
+                other: other.to_owned(),
+            })
+        });
+        conflicts.extend(lost.map(|error| Conflict { loser: name.clone(), error }));
+    }
+    conflicts
+}

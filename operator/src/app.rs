@@ -1,0 +1,180 @@
+//! Puts the operator's parts together and runs them.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
+use tonic::{Status as RpcStatus, metadata::MetadataMap, transport::Server};
+use underpass_discovery::server::Publisher;
+use underpass_model::{Identity, TrustDomain};
+use underpass_objects::{Directory, Snapshot, StatusDirectory, status::StatusError};
+use underpass_runtime::{Shutdown, admin::Readiness, tasks};
+
+use crate::{
+    attest::attest,
+    ca::{
+        self, Attest, Authenticate as _, Authority, AuthorityOptions, CertificateService, NodeName, NotAttested,
+        OpenError, Serving, serving::ServingError,
+    },
+    config::Config,
+    publication::Publication,
+    tokens::NodeTokens,
+    withdrawal::{Attendance, Withdrawals},
+};
+
+/// How long open calls may take to end after the operator was asked to stop.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why the operator cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The authority's files cannot be used.
+    #[error("certificate authority")]
+    Authority(#[from] OpenError),
+    /// A directory cannot be listed.
+    #[error("directory {path} of {what}")]
+    Directory {
+        /// What should be in it.
+        what: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The address cannot be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no certificate to serve with.
+    #[error("serving certificate")]
+    Serving(#[from] ServingError),
+    /// The status directory cannot be used.
+    #[error("status directory")]
+    Status(#[from] StatusError),
+}
+
+/// A running operator.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// What it publishes.
+    pub publisher: Publisher,
+    /// The objects as it sees them.
+    pub objects: watch::Receiver<Snapshot>,
+    server: JoinHandle<()>,
+}
+
+impl Running {
+    /// Completes when it has stopped.
+    pub async fn stopped(self) {
+        // A panic in it has been reported where it happened.
+        let _ended = self.server.await;
+    }
+}
+
+/// Starts every part; they run until asked to stop.
+///
+/// # Errors
+/// [`StartError`] with the part that cannot begin.
+pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) -> Result<Running, StartError> {
+    let directory = Directory::open(&config.objects).map_err(unlistable("objects", &config.objects))?;
+    let status_directory = StatusDirectory::open(&config.status)?;
+    let (tokens, tokens_task) =
+        NodeTokens::open(&config.node_tokens).map_err(unlistable("node tokens", &config.node_tokens))?;
+    let authority = Authority::open(
+        AuthorityOptions::new(config.state.clone(), config.trust_domain.clone()),
+        SystemTime::now(),
+    )?;
+    let tls = Serving::config(&authority, &config.serving_names)?;
+    let unbound = |source| StartError::Listen { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
+    let address = listener.local_addr().map_err(unbound)?;
+
+    let publisher = Publisher::new();
+    let (objects, objects_task) = directory.watch();
+    let (status, status_task) = status_directory.watch();
+    let attendance = Attendance::new(publisher.clone(), tokens.clone());
+    let publication = Publication {
+        objects: objects.clone(),
+        status: status.clone(),
+        options: config.translate_options(),
+        publisher: publisher.clone(),
+        withdrawals: Withdrawals::new(publisher.clone(), status_directory, status, attendance.clone()),
+    };
+    tasks::spawn("objects", objects_task.run(shutdown.clone()));
+    tasks::spawn("status", status_task.run(shutdown.clone()));
+    tasks::spawn("node tokens", tokens_task.run(shutdown.clone()));
+    tasks::spawn("authority", authority.clone().run(shutdown.clone()));
+    tasks::spawn("attendance", until(shutdown.clone(), attendance.watch()));
+    tasks::spawn("publication", publication.run(readiness.pending("mesh"), shutdown.clone()));
+
+    let attest = PodsOnNode { objects: objects.clone(), trust_domain: config.trust_domain.clone() };
+    let certificates = CertificateService::new(authority, tokens.clone(), attest).into_server();
+    let authenticate = move |metadata: &MetadataMap| subscriber(&tokens, metadata);
+    let router = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(publisher.service(Arc::new(authenticate), shutdown.clone()))
+        .add_service(certificates);
+    let incoming = ca::accept(listener, tls, shutdown.clone());
+    let stop = shutdown.clone();
+    let server = tasks::spawn("server", async move {
+        let asked = stop.clone();
+        let serving = router.serve_with_incoming_shutdown(incoming, async move { asked.requested().await });
+        let overdue = async {
+            stop.requested().await;
+            time::sleep(FAREWELL).await;
+        };
+        tokio::select! {
+            served = serving => if let Err(error) = served {
+                tracing::error!(%error, "serving ended");
+            },
+            () = overdue => {}
+        }
+    });
+    tracing::info!(%address, trust_domain = %config.trust_domain, "serving discovery and certificates");
+    Ok(Running { address, publisher, objects, server })
+}
+
+async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = shutdown.requested() => {}
+        () = work => {}
+    }
+}
+
+fn unlistable<'a>(what: &'static str, path: &'a std::path::Path) -> impl FnOnce(io::Error) -> StartError + 'a {
+    move |source| StartError::Directory { what, path: path.into(), source }
+}
+
+/// A node's proxy subscribes under the name of its node.
+fn subscriber(tokens: &NodeTokens, metadata: &MetadataMap) -> Result<Arc<str>, RpcStatus> {
+    let node = tokens.authenticate(metadata).map_err(|error| {
+        tracing::warn!(%error, "subscription refused to an unknown caller");
+        RpcStatus::unauthenticated("who calls is not known")
+    })?;
+    Ok(node.as_str().into())
+}
+
+/// Attests by the newest objects.
+struct PodsOnNode {
+    objects: watch::Receiver<Snapshot>,
+    trust_domain: TrustDomain,
+}
+
+impl Attest for PodsOnNode {
+    fn attest(&self, node: &NodeName, identity: &Identity) -> Result<(), NotAttested> {
+        let objects = Arc::clone(&self.objects.borrow().objects);
+        attest(&objects, &self.trust_domain, node.as_str(), identity)
+    }
+}

@@ -1,0 +1,20 @@
+//! The mesh's certificate authority.
+//!
+//! A root lives in the state directory and signs nothing but issuing certificates; an issuing key lives in memory only,
+//! is made anew at each start and at half of its life, and signs workloads' certificates. Each answer carries its own
+//! chain, so issuing certificates overlap by themselves. Roots overlap by time, see [`roots`].
+//!
+//! Who may have which certificate is decided by others ([`Authenticate`], [`Attest`]); names never come from a request.
+
+pub mod attest;
+pub mod authority;
+pub mod request;
+pub mod roots;
+pub mod service;
+pub mod serving;
+pub mod state;
+
+pub use attest::{Attest, Authenticate, NodeName, NotAttested, Unauthenticated, bearer};
+pub use authority::{Authority, AuthorityOptions, OpenError, SignError};
+pub use service::CertificateService;
+pub use serving::{Serving, accept};

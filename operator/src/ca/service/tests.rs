@@ -1,0 +1,214 @@
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use prost_types::{Struct, Value, value::Kind};
+use tokio::net::TcpListener;
+use tonic::{Code, metadata::MetadataMap, transport::Server};
+use underpass_identity::{
+    CertificateStore, Expected, GrpcAuthority, KeyPair, StoreOptions, check_peer, tls,
+    wire::istio_certificate_service_client::IstioCertificateServiceClient,
+};
+use underpass_model::TrustDomain;
+use underpass_runtime::{
+    Shutdown,
+    control::{Control, ControlOptions},
+    tasks,
+};
+
+use super::*;
+use crate::ca::{AuthorityOptions, NotAttested, Serving, Unauthenticated, accept, bearer};
+
+const NAME: &str = "underpass-operator.underpass-system.svc";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn identity(account: &str) -> Identity {
+    format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
+}
+
+/// Node `a` has the token `token-a` and runs `web` and `api`.
+fn service(authority: Authority) -> CertificateService<impl Authenticate, impl Attest> {
+    let authenticate = |metadata: &MetadataMap| match bearer(metadata)? {
+        "token-a" => Ok(NodeName::new("a").unwrap()),
+        _ => Err(Unauthenticated::UnknownToken),
+    };
+    let attest = |node: &NodeName, identity: &Identity| {
+        assert_eq!(node.as_str(), "a");
+        if ["web", "api"].contains(&identity.service_account()) { Ok(()) } else { Err(NotAttested::NotOnNode) }
+    };
+    CertificateService::new(authority, authenticate, attest)
+}
+
+/// An operator that serves certificates on loopback, and what a client of it needs.
+struct Bench {
+    place: tempfile::TempDir,
+    address: SocketAddr,
+    authority: Authority,
+    shutdown: Shutdown,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let options = AuthorityOptions::new(place.path().join("state"), TrustDomain::default());
+        let authority = Authority::open(options, SystemTime::now()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = Shutdown::new();
+        let config = Serving::config(&authority, &[NAME.to_owned()]).unwrap();
+        let incoming = accept(listener, config, shutdown.clone());
+        let server = Server::builder().add_service(service(authority.clone()).into_server());
+        tasks::spawn("server", async move { Box::pin(server.serve_with_incoming(incoming)).await.unwrap() });
+        std::fs::write(place.path().join("token"), "token-a\n").unwrap();
+        Self { place, address, authority, shutdown }
+    }
+
+    fn control(&self, name: &str) -> Control {
+        let file = |name: &str| -> std::path::PathBuf { Path::new(self.place.path()).join(name) };
+        Control::new(ControlOptions {
+            address: format!("https://{}", self.address),
+            root_file: file("state/root.pem"),
+            server_name: name.to_owned(),
+            token_file: file("token"),
+        })
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.shutdown.request();
+    }
+}
+
+#[tokio::test]
+async fn a_store_gets_certificates_with_which_workloads_talk() {
+    let bench = Bench::new().await;
+    let authority = GrpcAuthority::for_cluster(bench.control(NAME), "Kubernetes").unwrap();
+    let (store, task) = CertificateStore::new(Arc::new(authority), StoreOptions::default());
+    tasks::spawn("store", task.run(bench.shutdown.clone()));
+    let web = store.wait(&identity("web"), PATIENCE).await.unwrap();
+    let api = store.wait(&identity("api"), PATIENCE).await.unwrap();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let connect = tokio_rustls::TlsConnector::from(Arc::clone(&web.client)).connect(tls::server_name(), near);
+    let accept = tokio_rustls::TlsAcceptor::from(Arc::clone(&api.server)).accept(far);
+    let (client, server) = tokio::try_join!(connect, accept).unwrap();
+    let now = SystemTime::now();
+    let expected = Expected::OneOf([identity("api")].into());
+    assert!(check_peer(client.get_ref().1.peer_certificates().unwrap(), &expected, now).is_ok());
+    let expected = Expected::TrustDomain(TrustDomain::default());
+    assert_eq!(check_peer(server.get_ref().1.peer_certificates().unwrap(), &expected, now).unwrap(), identity("web"));
+    let _want = store.want(&identity("stranger"));
+    let mut changes = store.changes();
+    let refused = async {
+        loop {
+            if let Some(error) = store.status().into_iter().find_map(|status| status.last_error) {
+                return error;
+            }
+            changes.changed().await.unwrap();
+        }
+    };
+    let error = tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    assert!(error.contains("PermissionDenied") && error.contains("node a may not"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_that_wants_another_name_or_root_does_not_connect() {
+    let bench = Bench::new().await;
+    assert!(bench.control(NAME).channel().await.is_ok());
+    assert!(bench.control("other.example").channel().await.is_err());
+    let other = tempfile::tempdir().unwrap();
+    let options = AuthorityOptions::new(other.path().to_owned(), TrustDomain::default());
+    let roots = Authority::open(options, SystemTime::now()).unwrap().roots_pem();
+    std::fs::write(bench.place.path().join("state/root.pem"), roots).unwrap();
+    assert!(bench.control(NAME).channel().await.is_err());
+}
+
+#[tokio::test]
+async fn a_serving_certificate_follows_the_root() {
+    let bench = Bench::new().await;
+    let now = SystemTime::now();
+    bench.authority.replace_root(now - Duration::from_secs(2 * 86_400)).unwrap();
+    // A client that trusts only the new root connects as soon as that one signs.
+    let bundle = bench.authority.roots_pem();
+    let new_root = bundle.split_inclusive("-----END CERTIFICATE-----").nth(1).unwrap().to_owned();
+    let alone = bench.place.path().join("new-root.pem");
+    std::fs::write(&alone, new_root).unwrap();
+    let control = Control::new(ControlOptions {
+        address: format!("https://{}", bench.address),
+        root_file: alone,
+        server_name: NAME.to_owned(),
+        token_file: bench.place.path().join("token"),
+    });
+    assert!(control.channel().await.is_err());
+    bench.authority.refresh(now).unwrap();
+    assert!(control.channel().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_stalled_handshake_delays_nobody() {
+    let bench = Bench::new().await;
+    let _stalled = tokio::net::TcpStream::connect(bench.address).await.unwrap();
+    assert!(bench.control(NAME).channel().await.is_ok());
+}
+
+#[tokio::test]
+async fn each_refusal_has_its_code_and_says_no_more_than_it_should() {
+    let bench = Bench::new().await;
+    let channel = bench.control(NAME).channel().await.unwrap();
+    let csr = KeyPair::generate().unwrap().csr_pem(&identity("web")).unwrap();
+    let named = |name: &str| Some(Kind::StringValue(name.to_owned()));
+    let web = "spiffe://cluster.local/ns/shop/sa/web";
+    let other = "spiffe://cluster.local/ns/shop/sa/other";
+    let away = "spiffe://away.example/ns/shop/sa/web";
+    let table = [
+        (Some("token-a"), csr.as_str(), named(web), Code::Ok, ""),
+        (None, &csr, named(web), Code::Unauthenticated, "who calls is not known"),
+        (Some("token-b"), &csr, named(web), Code::Unauthenticated, "who calls is not known"),
+        (Some("token-b"), "garbage", None, Code::Unauthenticated, "who calls is not known"),
+        (
+            Some("token-a"),
+            &csr,
+            named(other),
+            Code::PermissionDenied,
+            "node a may not have a certificate for spiffe://cluster.local/ns/shop/sa/other",
+        ),
+        (Some("token-a"), &csr, named(away), Code::PermissionDenied, "trust domain"),
+        (Some("token-a"), &csr, None, Code::InvalidArgument, "metadata.ImpersonatedIdentity is missing"),
+        (Some("token-a"), &csr, Some(Kind::BoolValue(true)), Code::InvalidArgument, "is not a string"),
+        (Some("token-a"), &csr, named("web"), Code::InvalidArgument, "metadata.ImpersonatedIdentity"),
+        (Some("token-a"), "garbage", named(web), Code::InvalidArgument, "csr is not PEM"),
+        (Some("token-a"), "", named(web), Code::InvalidArgument, "csr is not PEM"),
+    ];
+    for (token, csr, name, code, words) in table {
+        let metadata = name
+            .clone()
+            .map(|kind| Struct { fields: [(IMPERSONATED_IDENTITY.to_owned(), Value { kind: Some(kind) })].into() });
+        let message = IstioCertificateRequest { csr: csr.to_owned(), validity_duration: 3600, metadata };
+        let mut request = Request::new(message);
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        let result = IstioCertificateServiceClient::new(channel.clone()).create_certificate(request).await;
+        let (found, text) =
+            result.map_or_else(|status| (status.code(), status.message().to_owned()), |_| (Code::Ok, String::new()));
+        assert_eq!(found, code, "{token:?} {name:?}: {text}");
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_negative_duration_asks_for_the_longest() {
+    let place = tempfile::tempdir().unwrap();
+    let options = AuthorityOptions::new(place.path().to_owned(), TrustDomain::default());
+    let service = service(Authority::open(options, SystemTime::now()).unwrap());
+    let key = Arc::new(KeyPair::generate().unwrap());
+    let name = Value { kind: Some(Kind::StringValue(identity("web").to_string())) };
+    let mut request = Request::new(IstioCertificateRequest {
+        csr: key.csr_pem(&identity("web")).unwrap(),
+        validity_duration: -5,
+        metadata: Some(Struct { fields: [(IMPERSONATED_IDENTITY.to_owned(), name)].into() }),
+    });
+    request.metadata_mut().insert("authorization", "Bearer token-a".parse().unwrap());
+    let answer = service.create_certificate(request).await.unwrap().into_inner().cert_chain;
+    let issued = underpass_identity::Issued::from_answer(&answer, key, &identity("web"), SystemTime::now()).unwrap();
+    let life = issued.certificate.not_after().duration_since(issued.certificate.not_before()).unwrap();
+    assert_eq!(life.as_secs(), 86_400 + 60);
+}

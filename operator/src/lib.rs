@@ -1,0 +1,15 @@
+//! The operator: Kubernetes objects in, the mesh out.
+//!
+//! [`translate`] turns objects into workloads and services, [`publication`] tells subscribers what changes, [`ca`]
+//! signs certificates for what [`attest`] allows, [`withdrawal`] lets pods leave without a lost call, and [`app`] puts
+//! the parts together.
+
+pub mod app;
+pub mod attest;
+pub mod ca;
+pub mod config;
+mod pages;
+pub mod publication;
+pub mod tokens;
+pub mod translate;
+pub mod withdrawal;
