@@ -1,11 +1,6 @@
 //! What peers send through tunnels: one mutual TLS connection, many CONNECT streams.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use underpass_hbone::{Baggage, Incoming, ServerConnection, ServerOptions, copy::reset_on_close, server};
@@ -23,7 +18,7 @@ use crate::{
     connections::Lease,
     identify,
     pods::Pod,
-    resolve::inbound::{Application, resolve},
+    resolve::inbound::{Application, backed_service, resolve},
     tunnel::DialError,
     worker::{self, Worker},
 };
@@ -36,7 +31,8 @@ struct Ends {
     pod: Arc<Pod>,
     peer: Identity,
     client: SocketAddr,
-    local: IpAddr,
+    /// Where the tunnel ends: this pod's address and HBONE port.
+    hbone: SocketAddr,
 }
 
 /// Serves one tunnel to its end.
@@ -44,21 +40,19 @@ pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
     let _open = knock.pod.connections.tunnel();
     let (client, pod) = (knock.client, Arc::clone(&knock.pod));
     match handshake(knock, &worker).await {
-        Ok((connection, local)) => {
-            let ends = Rc::new(Ends { pod, peer: connection.peer().clone(), client, local });
+        Ok((connection, hbone)) => {
+            let ends = Rc::new(Ends { pod, peer: connection.peer().clone(), client, hbone });
             streams(connection, &ends, &worker).await;
         }
         Err(failure) => {
-            let mut record = Record::open(Direction::Inbound, client);
-            record.hbone_addr = Some(client);
-            record.close(Err(failure.failed()));
+            Record::open(Direction::Inbound, client).close(Err(failure.failed()));
         }
     }
 }
 
-async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, IpAddr), Failure> {
+async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, SocketAddr), Failure> {
     let own = &knock.pod.identity;
-    let local = knock.stream.local_addr().map(|address| canonical(address).ip());
+    let local = knock.stream.local_addr().map(canonical);
     let certificates = &worker.shared.certificates;
     let credentials = match certificates.credentials(own) {
         Some(credentials) => credentials,
@@ -104,7 +98,7 @@ async fn streams(mut connection: ServerConnection, ends: &Rc<Ends>, worker: &Rc<
 async fn stream(incoming: Incoming, ends: Rc<Ends>, worker: Rc<Worker>) {
     let mut record = Record::open(Direction::Inbound, ends.client);
     record.source.identity = Some(ends.peer.clone());
-    record.hbone_addr = Some(ends.client);
+    record.hbone_addr = Some(ends.hbone);
     let outcome = carry(incoming, &ends, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
@@ -138,9 +132,11 @@ async fn connect(
     record.destination.identity = Some(pod.identity.clone());
 
     let authority = incoming.authority.as_ref().map_err(|error| *error)?;
-    let Application { address, service } = resolve(&view, &pod.workload, ends.local, authority)?;
+    let Application { address, service } = resolve(&view, &pod.workload, ends.hbone.ip(), authority)?;
     record.destination.addr = Some(address);
-    record.service = service;
+    // What the peer says it dialled is telemetry, and only believed of services that this pod backs.
+    record.service =
+        service.or_else(|| backed_service(&view, &pod.workload, incoming.headers.forwarded.host.as_deref()?));
     let permit = authorize::inbound(pod, &caller.source, address)?;
     let lease = pod.connections.admit(permit)?;
     let to = lease.permit().destination();

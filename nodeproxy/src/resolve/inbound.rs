@@ -72,11 +72,16 @@ pub(crate) fn resolve(
         Authority::Host { host, port } => {
             let unknown = || ResolveInboundError::UnknownService(authority.clone());
             let workload: &Workload = view.workload(pod).ok_or_else(unknown)?;
-            let name = workload.services.keys().find(|name| name.hostname == *host).ok_or_else(unknown)?;
-            let service = view.service(name).ok_or_else(unknown)?;
-            let port = target_port(service, workload, *port)
+            let service = backed_service(view, pod, host).ok_or_else(unknown)?;
+            let port = target_port(&service, workload, *port)
                 .ok_or_else(|| ResolveInboundError::UnknownPort(authority.clone()))?;
-            Ok(Application { address: SocketAddr::new(local, port), service: Some(Arc::clone(service)) })
+            Ok(Application { address: SocketAddr::new(local, port), service: Some(service) })
         }
     }
+}
+
+/// The service of this host name, if the pod backs it.
+pub(crate) fn backed_service(view: &View, pod: &WorkloadUid, host: &str) -> Option<Arc<Service>> {
+    let name = view.workload(pod)?.services.keys().find(|name| &*name.hostname == host)?;
+    view.service(name).cloned()
 }
