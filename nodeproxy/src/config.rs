@@ -29,6 +29,9 @@ pub(crate) struct Config {
     /// Where the operator is
     #[command(flatten)]
     pub(crate) control: ControlOptions,
+    /// File in which a copy of the mesh is kept, so that a proxy that starts without the operator still knows it
+    #[arg(long, env = "UNDERPASS_VIEW_FILE", value_name = "FILE")]
+    pub(crate) view_file: Option<PathBuf>,
     /// File, mode 0600, on a memory-backed file system, that lets a restarted proxy serve at once; refused on a disk
     #[arg(long, env = "UNDERPASS_CERTIFICATES_FILE", value_name = "FILE")]
     pub(crate) certificates_file: Option<PathBuf>,

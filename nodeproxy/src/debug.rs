@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
-use underpass_discovery::{Mesh, client::ClientOptions};
+use underpass_discovery::{Mesh, client::ClientOptions, kept::KeptView};
 use underpass_identity::store::CertificateStore;
 use underpass_runtime::{
     Shutdown,
@@ -80,5 +80,6 @@ pub(crate) fn node(config: &Config) -> ClientOptions {
         node_id: format!("nodeproxy~{}", config.node_name),
         metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         on_demand: false,
+        kept: config.view_file.clone().map(KeptView::new),
     }
 }

@@ -91,10 +91,8 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     let status_directory = StatusDirectory::open(&config.status)?;
     let (tokens, tokens_task) =
         NodeTokens::open(&config.node_tokens).map_err(unlistable("node tokens", &config.node_tokens))?;
-    let authority = Authority::open(
-        AuthorityOptions::new(config.state.clone(), config.trust_domain.clone()),
-        SystemTime::now(),
-    )?;
+    let authority =
+        Authority::open(AuthorityOptions::new(config.state.clone(), config.trust_domain.clone()), SystemTime::now())?;
     let tls = Serving::config(&authority, &config.serving_names)?;
     let unbound = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;

@@ -43,7 +43,8 @@ impl Running {
                 });
                 let subscribers: Vec<_> = subscribers.collect();
                 let resources = publisher.count(ResourceType::Address);
-                let page = json!({ "version": publisher.version(), "resources": resources, "subscribers": subscribers });
+                let page =
+                    json!({ "version": publisher.version(), "resources": resources, "subscribers": subscribers });
                 json(page.to_string())
             }
         };

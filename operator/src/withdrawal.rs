@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time};
 use tokio::time::Instant;
+use tokio::{sync::watch, time};
 use underpass_discovery::server::Publisher;
 use underpass_model::PodUid;
 use underpass_objects::{CaptureState, Status, StatusDirectory};
@@ -94,7 +94,9 @@ impl Withdrawals {
                     continue;
                 }
                 match directory.answer_withdrawn(&pod, generation) {
-                    Ok(()) => metrics::counter!("underpass_operator_withdrawals_total", "result" => result).increment(1),
+                    Ok(()) => {
+                        metrics::counter!("underpass_operator_withdrawals_total", "result" => result).increment(1)
+                    }
                     Err(error) => tracing::warn!(%error, "agent is not told that its pod may leave"),
                 }
             }
@@ -143,5 +145,88 @@ impl Attendance {
         seen.extend(present.iter().map(|node| (node.clone(), now)));
         let last = |node: &String| seen.get(node).copied().unwrap_or(self.began);
         known.iter().filter(|node| !present.contains(*node) && now.duration_since(last(node)) < FORGOTTEN).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use underpass_discovery::server::Batch;
+    use underpass_objects::CaptureReport;
+
+    use super::*;
+
+    struct Bench {
+        _home: tempfile::TempDir,
+        directory: StatusDirectory,
+        withdrawals: Withdrawals,
+        status: watch::Sender<Status>,
+        version: u64,
+    }
+
+    impl Bench {
+        /// With one node that has a token and is not subscribed.
+        fn new() -> Self {
+            let home = tempfile::tempdir().unwrap();
+            std::fs::create_dir(home.path().join("tokens")).unwrap();
+            std::fs::write(home.path().join("tokens/node-1"), "token-of-node-1-for-tests").unwrap();
+            let directory = StatusDirectory::open(home.path()).unwrap();
+            let (tokens, _task) = NodeTokens::open(&home.path().join("tokens")).unwrap();
+            let publisher = Publisher::new();
+            let version = publisher.commit(Batch::new());
+            let (status, reader) = watch::channel(Status::default());
+            let attendance = Attendance::new(publisher.clone(), tokens);
+            let withdrawals = Withdrawals::new(publisher, directory.clone(), reader, attendance);
+            Self { _home: home, directory, withdrawals, status, version }
+        }
+
+        /// The agent reports; the operator takes it up.
+        fn report(&mut self, state: CaptureState) -> u64 {
+            let text = String::from;
+            let report = CaptureReport {
+                pod_uid: text("u-1"),
+                namespace: text("shop"),
+                name: text("web"),
+                node: text("node-1"),
+                state,
+                generation: 0,
+            };
+            let generation = self.directory.report(&report).unwrap();
+            let status = self.directory.read().unwrap();
+            self.status.send_replace(status.clone());
+            self.withdrawals.answer(&status, self.version);
+            generation
+        }
+
+        fn is_answered(&self, generation: u64) -> bool {
+            self.directory.is_withdrawn(&PodUid::new("u-1"), generation)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_may_come_back_with_an_old_view_is_waited_for_within_the_deadline() {
+        let mut bench = Bench::new();
+        let generation = bench.report(CaptureState::Leaving);
+        time::sleep(DEADLINE - LOOK).await;
+        assert!(!bench.is_answered(generation));
+        time::sleep(LOOK * 3).await;
+        assert!(bench.is_answered(generation));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_been_away_for_long_is_not_waited_for() {
+        let mut bench = Bench::new();
+        time::sleep(FORGOTTEN).await;
+        let generation = bench.report(CaptureState::Leaving);
+        time::sleep(LOOK).await;
+        assert!(bench.is_answered(generation));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_that_was_replaced_meanwhile_is_not_answered() {
+        let mut bench = Bench::new();
+        let generation = bench.report(CaptureState::Leaving);
+        let captured = bench.report(CaptureState::Captured);
+        time::sleep(DEADLINE * 2).await;
+        assert!(!bench.is_answered(generation) && !bench.is_answered(captured));
     }
 }

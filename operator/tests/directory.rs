@@ -1,6 +1,8 @@
 //! The operator in directory mode, whole, as node proxies and agents see it: over TLS, with the real clients.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, sync::Arc, time::Duration};
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser as _;
 use tokio::sync::mpsc;
@@ -9,13 +11,9 @@ use tonic::Code;
 use underpass_discovery::{
     Mesh, Store, View,
     client::{self, ClientOptions},
-    wire::xds::{
-        DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-    },
+    wire::xds::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
 };
-use underpass_identity::{
-    AuthorityError, CertificateAuthority as _, GrpcAuthority, Issued, KeyPair,
-};
+use underpass_identity::{AuthorityError, CertificateAuthority as _, GrpcAuthority, Issued, KeyPair};
 use underpass_model::{Health, Identity, PodUid, ServiceName, Tunnel, Workload, WorkloadUid};
 use underpass_objects::{CaptureReport, CaptureState, StatusDirectory, files};
 use underpass_operator::{
@@ -96,7 +94,7 @@ impl Bench {
     fn subscribe(&self, node: &str) -> Mesh {
         let store = Store::new();
         let mesh = store.mesh();
-        let options = ClientOptions { node_id: node.into(), metadata: BTreeMap::new(), on_demand: false };
+        let options = ClientOptions { node_id: node.into(), ..ClientOptions::default() };
         tokio::spawn(client::run(self.control(node), options, store, self.shutdown.clone()));
         mesh
     }
@@ -191,7 +189,7 @@ async fn a_broken_file_keeps_its_last_good_state_until_it_is_mended() {
     let view = see(&mesh, "a later change elsewhere", |view| view.workload(&marker).is_some()).await;
     assert_eq!(web(&view).unwrap().addresses, ["10.1.0.5".parse::<std::net::IpAddr>().unwrap()]);
     let problems = bench.running.objects.borrow().problems.clone();
-    assert_eq!((problems.len(), problems[0].error.line()), (1, Some(6)), "{problems:?}");
+    assert_eq!((problems.len(), problems[0].error.line()), (1, Some(7)), "{problems:?}");
     bench.put("web.yaml", &pod("web", "node-1", "10.1.0.9", true));
     let mended = ["10.1.0.9".parse::<std::net::IpAddr>().unwrap()];
     see(&mesh, "mended", |view| web(view).unwrap().addresses == mended).await;

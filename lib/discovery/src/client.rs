@@ -6,6 +6,7 @@
 //!
 //! On demand, the subscriber starts from nothing and asks for the addresses that readers want to reach.
 
+mod copying;
 mod digest;
 mod questions;
 
@@ -18,6 +19,7 @@ use tracing::{debug, info, warn};
 use underpass_runtime::{Backoff, Shutdown, control::Control};
 
 use crate::{
+    kept::KeptView,
     store::{Ask, Store},
     wire::{
         MESSAGE_LIMIT, ResourceType, UNDERSTANDS_PARTIAL, WILDCARD,
@@ -27,7 +29,8 @@ use crate::{
         },
     },
 };
-use digest::digest;
+use copying::Copying;
+pub(crate) use digest::digest;
 use questions::Questions;
 
 /// Who subscribes, and to how much.
@@ -39,6 +42,8 @@ pub struct ClientOptions {
     pub metadata: BTreeMap<String, String>,
     /// Ask for single addresses instead of holding the whole mesh.
     pub on_demand: bool,
+    /// Where a copy of the view is kept, for a start without the control plane. Not used on demand.
+    pub kept: Option<KeptView>,
 }
 
 /// Requests on their way to the control plane.
@@ -90,9 +95,11 @@ pub async fn run(control: impl ControlPlane, options: ClientOptions, mut store: 
         store.take_questions();
     }
     let mut questions = Questions::default();
+    let mut copying = Copying::new(options.kept.clone().filter(|_| !options.on_demand));
+    copying.load(&mut store);
     loop {
         let started = Instant::now();
-        let session = Session::open(&control, &options, &mut store, &mut questions);
+        let session = Session::open(&control, &options, &mut store, &mut questions, &mut copying);
         let ended = tokio::select! {
             error = async { session.await?.serve().await } => error,
             () = shutdown.requested() => return,
@@ -124,11 +131,13 @@ struct Session<'a> {
     responses: Streaming<DeltaDiscoveryResponse>,
     store: &'a mut Store,
     questions: &'a mut Questions,
+    copying: &'a mut Copying,
 }
 
 /// What happened.
 enum Event {
     Asked(Vec<Ask>),
+    CopyDue,
     Response(DeltaDiscoveryResponse),
 }
 
@@ -141,6 +150,7 @@ impl<'a> Session<'a> {
         options: &ClientOptions,
         store: &'a mut Store,
         questions: &'a mut Questions,
+        copying: &'a mut Copying,
     ) -> Result<Self, StreamError> {
         let (requests, sent) = mpsc::channel(OUTGOING);
         questions.renew(store.view());
@@ -151,13 +161,14 @@ impl<'a> Session<'a> {
         // Opening is rare and its future large (more than 4 KiB with TLS): keep it out of the client's own.
         let responses = Box::pin(control.open(ReceiverStream::new(sent))).await?;
         info!("discovery stream opened");
-        Ok(Self { requests, responses, store, questions })
+        Ok(Self { requests, responses, store, questions, copying })
     }
 
     async fn serve(mut self) -> Result<Never, StreamError> {
         loop {
             match self.next().await? {
                 Event::Asked(asks) => self.ask(asks).await?,
+                Event::CopyDue => self.copying.save(self.store),
                 Event::Response(response) => self.take(response).await?,
             }
         }
@@ -169,6 +180,7 @@ impl<'a> Session<'a> {
             response = self.responses.message() => Ok(Event::Response(response?.ok_or(StreamError::Closed)?)),
             // Both arms lose nothing when the other wins: `message` and `recv_many` are cancel-safe.
             _ = self.store.asks().recv_many(&mut asks, OUTGOING) => Ok(Event::Asked(asks)),
+            () = self.copying.due() => Ok(Event::CopyDue),
         }
     }
 
@@ -202,6 +214,7 @@ impl<'a> Session<'a> {
         );
         let (names, complete) = (digest.names, digest.delta.complete);
         self.store.apply(digest.delta);
+        self.copying.changed();
         let settled = match kind {
             ResourceType::Address => self.questions.settle(names, complete, self.store.view()),
             ResourceType::Authorization => Vec::new(),

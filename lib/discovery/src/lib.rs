@@ -12,6 +12,8 @@ pub mod store;
 
 pub mod client;
 
+pub mod kept;
+
 #[cfg(feature = "server")]
 pub mod server;
 

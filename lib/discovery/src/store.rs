@@ -10,6 +10,7 @@ pub(crate) use mesh::{Ask, Asks, Question};
 pub use mesh::{AskError, Mesh};
 
 use crate::{
+    kept::Snapshot,
     view::View,
     wire::{ResourceType, security::Authorization},
 };
@@ -127,6 +128,12 @@ impl Store {
         let [addresses, ..] = &mut self.heard;
         *addresses = true;
         self.shared.set_on_demand(true);
+    }
+
+    /// All that is held, for a copy. The view is shared, the versions are copied.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let (versions, authorizations) = (self.versions.clone(), self.authorizations.clone());
+        Snapshot { view: self.view.clone(), versions, authorizations }
     }
 
     pub(crate) fn view(&self) -> &View {

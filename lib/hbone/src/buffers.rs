@@ -3,9 +3,17 @@
 //! Large ones are kept for the next reader on the thread, a few only: an allocator would return them to the kernel and
 //! fetch them again, page by page. Nothing of an idle connection stays here.
 
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
 
 /// The smallest read.
 pub(crate) const SMALLEST: usize = 1024;
@@ -46,6 +54,47 @@ pub(crate) fn give(mut buffer: BytesMut) {
             spare.push(buffer);
         }
     });
+}
+
+/// What was read and is still in memory, wherever it went. (h2 tells nobody when it has written a frame; that the frame
+/// is freed tells it.)
+#[derive(Debug, Default)]
+pub(crate) struct Outstanding {
+    bytes: AtomicUsize,
+    waiting: AtomicWaker,
+}
+
+impl Outstanding {
+    /// Makes what was read shareable, and counts it until it is freed.
+    pub(crate) fn track(self: &Arc<Self>, buffer: BytesMut) -> Bytes {
+        self.bytes.fetch_add(buffer.len(), Ordering::Relaxed);
+        Bytes::from_owner(Tracked { buffer, outstanding: Arc::clone(self) })
+    }
+
+    /// Ready when nothing is left.
+    pub(crate) fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waiting.register(cx.waker());
+        if self.bytes.load(Ordering::Relaxed) == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+struct Tracked {
+    buffer: BytesMut,
+    outstanding: Arc<Outstanding>,
+}
+
+impl AsRef<[u8]> for Tracked {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.outstanding.bytes.fetch_sub(self.buffer.len(), Ordering::Relaxed);
+        self.outstanding.waiting.wake();
+        give(std::mem::take(&mut self.buffer));
+    }
 }
 
 /// How much to read at once: grows fast with a flow, shrinks with it.

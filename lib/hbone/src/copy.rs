@@ -1,7 +1,7 @@
 //! Moves the bytes of a connection between its two ends, both directions at once and independent of each other.
 //!
 //! - The end of one direction (FIN, END_STREAM) is passed on once all before it is; the other direction goes on.
-//! - A reset at one end resets the other. A TCP connection that is not carried to its clean end, also because the future
+//! - A reset at one end resets the other, after what the broken end had said before. A TCP connection that is not carried to its clean end, also because the future
 //!   was dropped, ends with RST and never with FIN: an application must not take a cut for a complete answer.
 //! - What cannot be written is not read: the sender is slowed down by TCP's window or the stream's.
 //! - Idle connections hold no buffers.
@@ -13,7 +13,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::atomic::AtomicU64,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::net::TcpStream;
@@ -101,11 +101,48 @@ struct Copying<'a, D, U> {
     out: Pump,
     back: Pump,
     meter: &'a Meter,
+    /// Why it ends, while the last words of the end that broke are under way.
+    parting: Option<CopyError>,
 }
 
 impl<'a, D: End, U: End> Copying<'a, D, U> {
     fn new(downstream: D, upstream: U, meter: &'a Meter) -> Self {
-        Self { downstream, upstream, out: Pump::default(), back: Pump::default(), meter }
+        Self { downstream, upstream, out: Pump::default(), back: Pump::default(), meter, parting: None }
+    }
+
+    fn poll_flow(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CopyError>> {
+        let out = self.out.poll(cx, &mut self.downstream, &mut self.upstream, &self.meter.from_downstream);
+        let out = out.map_err(|broken| match broken {
+            Broken::Source(error) => CopyError::Downstream(error),
+            Broken::Sink(error) => CopyError::Upstream(error),
+        })?;
+        let back = self.back.poll(cx, &mut self.upstream, &mut self.downstream, &self.meter.to_downstream);
+        let back = back.map_err(|broken| match broken {
+            Broken::Source(error) => CopyError::Upstream(error),
+            Broken::Sink(error) => CopyError::Downstream(error),
+        })?;
+        if out.is_ready() && back.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // Both directions have moved what can be moved. Only now: what came before a reset still counts.
+        if !self.out.is_tired() && !self.back.is_tired() {
+            if let Poll::Ready(error) = self.downstream.poll_reset(cx) {
+                return Poll::Ready(Err(CopyError::Downstream(error)));
+            }
+            if let Poll::Ready(error) = self.upstream.poll_reset(cx) {
+                return Poll::Ready(Err(CopyError::Upstream(error)));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// A write may fail before what the same end had said is read; this reads it.
+    fn drain(&mut self, error: &CopyError, cx: &mut Context<'_>) {
+        let Self { downstream, upstream, out, back, meter, .. } = self;
+        match error {
+            CopyError::Downstream(_) => out.drain(cx, downstream, upstream, &meter.from_downstream),
+            CopyError::Upstream(_) => back.drain(cx, upstream, downstream, &meter.to_downstream),
+        }
     }
 }
 
@@ -114,30 +151,26 @@ impl<D: End + Unpin, U: End + Unpin> Future for Copying<'_, D, U> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let out = this.out.poll(cx, &mut this.downstream, &mut this.upstream, &this.meter.from_downstream);
-        let out = out.map_err(|broken| match broken {
-            Broken::Source(error) => CopyError::Downstream(error),
-            Broken::Sink(error) => CopyError::Upstream(error),
-        })?;
-        let back = this.back.poll(cx, &mut this.upstream, &mut this.downstream, &this.meter.to_downstream);
-        let back = back.map_err(|broken| match broken {
-            Broken::Source(error) => CopyError::Upstream(error),
-            Broken::Sink(error) => CopyError::Downstream(error),
-        })?;
-        if out.is_ready() && back.is_ready() {
-            this.downstream.settle();
-            this.upstream.settle();
-            return Poll::Ready(Ok(()));
-        }
-        // Both directions have moved what can be moved. Only now: what came before a reset still counts.
-        if !this.out.is_tired() && !this.back.is_tired() {
-            if let Poll::Ready(error) = this.downstream.poll_reset(cx) {
-                return Poll::Ready(Err(CopyError::Downstream(error)));
-            }
-            if let Poll::Ready(error) = this.upstream.poll_reset(cx) {
-                return Poll::Ready(Err(CopyError::Upstream(error)));
+        if this.parting.is_none() {
+            match ready!(this.poll_flow(cx)) {
+                Ok(()) => {
+                    this.downstream.settle();
+                    this.upstream.settle();
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) => {
+                    this.drain(&error, cx);
+                    this.parting = Some(error);
+                }
             }
         }
-        Poll::Pending
+        // h2 throws away what is queued on a stream that is reset, so the reset waits until it has left. It has room in
+        // the window, so it waits for the socket alone, and that for no longer than a silent peer is kept.
+        match &this.parting {
+            Some(CopyError::Downstream(_)) => ready!(this.downstream.poll_passed_on(cx)),
+            Some(CopyError::Upstream(_)) => ready!(this.upstream.poll_passed_on(cx)),
+            None => {}
+        }
+        Poll::Ready(this.parting.take().map_or(Ok(()), Err))
     }
 }

@@ -1,8 +1,7 @@
 //! One stream of a tunnel: what an application connection becomes in it.
 //!
 //! The end of one direction is END_STREAM, the counterpart of FIN; RST_STREAM is the counterpart of RST. A stream that
-//! is dropped before both directions ended is reset. What was sent before goes out first: it was only taken as the peer
-//! had granted room for it, so it waits for the socket alone.
+//! is dropped before both directions ended is reset, and what has not left yet is thrown away, as TCP does.
 
 use std::{
     io,

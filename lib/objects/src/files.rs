@@ -1,6 +1,6 @@
 //! A directory of small files: which ones changed since the last look, and writing one at once.
 //!
-//! Sub-directories, hidden files (so also half-written ones of [`write`] and a mounted ConfigMap's `..data`) and what
+//! Sub-directories, hidden files (so also half-written ones of [`write()`] and a mounted ConfigMap's `..data`) and what
 //! is neither file nor link to a file are passed over. Links are followed.
 
 use std::{

@@ -7,7 +7,8 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use underpass_model::{
-    HealthPolicy, LoadBalancing, LocalityScope, NetworkAddress, Service, ServiceName, ServicePort, SpreadMode, Visibility,
+    HealthPolicy, LoadBalancing, LocalityScope, NetworkAddress, Service, ServiceName, ServicePort, SpreadMode,
+    Visibility,
 };
 use underpass_objects::{Kind, ObjectKey, ObjectName, Objects};
 
@@ -162,11 +163,7 @@ fn load_balancing(
         }
     };
     let all = spec.publish_not_ready_addresses == Some(true);
-    LoadBalancing {
-        preference,
-        mode,
-        health: if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy },
-    }
+    LoadBalancing { preference, mode, health: if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy } }
 }
 
 fn annotated(metadata: &ObjectMeta) -> Option<&str> {

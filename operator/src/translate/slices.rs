@@ -6,9 +6,7 @@ use std::{
 };
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use underpass_model::{
-    Health, Locality, NetworkMode, ServicePort, Tunnel, Workload, WorkloadKind, WorkloadUid,
-};
+use underpass_model::{Health, Locality, NetworkMode, ServicePort, Tunnel, Workload, WorkloadKind, WorkloadUid};
 use underpass_objects::{Kind, ObjectKey, ObjectName, Objects};
 
 use super::{

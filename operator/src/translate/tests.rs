@@ -147,9 +147,12 @@ fn owners_are_those_that_people_know() {
     for (labels, kind, name, expected_kind, expected) in table {
         let owners = match kind {
             "" => String::new(),
-            kind => format!("ownerReferences: [{{apiVersion: x/v1, kind: {kind}, name: {name}, uid: u, controller: true}}]"),
+            kind => {
+                format!("ownerReferences: [{{apiVersion: x/v1, kind: {kind}, name: {name}, uid: u, controller: true}}]")
+            }
         };
-        let workload = workload(&pod_with(&format!("{labels}{}{owners}", if labels.is_empty() { "" } else { ", " }), "", READY));
+        let workload =
+            workload(&pod_with(&format!("{labels}{}{owners}", if labels.is_empty() { "" } else { ", " }), "", READY));
         assert_eq!((workload.kind, &*workload.owner), (expected_kind, expected), "{kind} {name}");
         assert_eq!(&*workload.canonical_name, expected, "nothing else names it");
     }
@@ -165,7 +168,8 @@ fn the_most_telling_label_names_a_workload_and_its_revision() {
         ("app", "version", "three"),
     ];
     for first in 0..labels.len() {
-        let present = labels[first..].iter().map(|(name, revision, value)| format!("{name}: {value}, {revision}: r-{value}"));
+        let present =
+            labels[first..].iter().map(|(name, revision, value)| format!("{name}: {value}, {revision}: r-{value}"));
         let present = present.collect::<Vec<_>>().join(", ");
         let workload = workload(&pod_with(&format!("labels: {{{present}}}"), "", READY));
         let expected = labels[first].2;
@@ -279,7 +283,8 @@ fn a_selector_joins_pods_of_its_namespace_and_resolves_ports_in_each() {
     let selected = "labels: {app: web, tier: front}";
     let one = "selector: {app: web}, ports: [{port: 80, targetPort: 8080}]";
     let both = "selector: {app: web}, ports: [{port: 80, targetPort: 8080}, {port: 81, targetPort: web}]";
-    let table: [(&str, &str, &str, &str, Option<&[(u16, u16)]>); 11] = [
+    type Expected = Option<&'static [(u16, u16)]>;
+    let table: [(&str, &str, &str, &str, Expected); 11] = [
         (selected, "", READY, one, Some(&[(80, 8080)])),
         ("labels: {app: other}", "", READY, one, None),
         ("", "", READY, one, None),
@@ -296,7 +301,8 @@ fn a_selector_joins_pods_of_its_namespace_and_resolves_ports_in_each() {
         let workload = workload(&(pod_with(metadata, spec, status) + &service_with("", service)));
         let name = ServiceName::new("shop", "web.shop.svc.cluster.local");
         let ports = workload.services.get(&name);
-        let ports = ports.map(|ports| ports.iter().map(|port| (port.service_port, port.target_port)).collect::<Vec<_>>());
+        let ports =
+            ports.map(|ports| ports.iter().map(|port| (port.service_port, port.target_port)).collect::<Vec<_>>());
         assert_eq!(ports.as_deref(), expected, "{metadata} {spec} {service}");
     }
     let elsewhere = service_with("", one).replace("namespace: shop", "namespace: other");
@@ -366,7 +372,10 @@ fn slices_of_services_with_a_selector_or_of_no_known_service_mean_nothing() {
 #[test]
 fn what_cannot_be_used_is_noted_and_the_rest_is_used() {
     let manifests = pod_with("", "", "podIPs: [{ip: 10.1.0.5}, {ip: ten}]")
-        + &service_with("", "trafficDistribution: Nearby, clusterIPs: [x], ports: [{port: 0}, {port: 80, targetPort: 70000}, {port: 81}]");
+        + &service_with(
+            "",
+            "trafficDistribution: Nearby, clusterIPs: [x], ports: [{port: 0}, {port: 80, targetPort: 70000}, {port: 81}]",
+        );
     let Translation { workloads, services, notes } = translated(&manifests);
     let told: Vec<_> = notes.iter().map(ToString::to_string).collect();
     assert_eq!(

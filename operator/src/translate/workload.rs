@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use underpass_model::{
-    Health, Locality, NetworkMode, PodUid, Tunnel, Workload, WorkloadUid,
-};
+use underpass_model::{Health, Locality, NetworkMode, PodUid, Tunnel, Workload, WorkloadUid};
 use underpass_objects::{CaptureReport, CaptureState, Kind, ObjectKey, Objects, pod};
 
 use super::{Note, TranslateOptions, owner::owner};
@@ -49,7 +47,8 @@ pub(super) fn pods<'a>(
 fn of_pod(pod: &Pod, node: &str, options: &TranslateOptions) -> Workload {
     let name = pod::name(pod);
     let (kind, owner) = owner(pod);
-    let labelled = |keys: [&str; 3]| keys.into_iter().find_map(|key| pod::label(pod, key).filter(|value| !value.is_empty()));
+    let labelled =
+        |keys: [&str; 3]| keys.into_iter().find_map(|key| pod::label(pod, key).filter(|value| !value.is_empty()));
     let healthy = pod::is_ready(pod) && !pod::is_terminating(pod);
     Workload {
         uid: WorkloadUid::of_pod(&options.cluster, &name.namespace, &name.name),

@@ -16,15 +16,15 @@ use crate::{
 };
 
 /// A response, understood.
-pub(super) struct Digest {
-    pub(super) delta: Delta,
+pub(crate) struct Digest {
+    pub(crate) delta: Delta,
     /// Every name, present or absent, that the response says something about; aliases too.
-    pub(super) names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// One sentence for each resource that was refused.
-    pub(super) refused: Vec<String>,
+    pub(crate) refused: Vec<String>,
 }
 
-pub(super) fn digest(kind: ResourceType, response: &xds::DeltaDiscoveryResponse) -> Digest {
+pub(crate) fn digest(kind: ResourceType, response: &xds::DeltaDiscoveryResponse) -> Digest {
     let complete = !response.system_version_info.starts_with(PARTIAL);
     let removed = response.removed_resources.clone();
     let mut digest = Digest {

@@ -135,7 +135,7 @@ pub(crate) fn mesh_of(control: Control, on_demand: bool) -> Client {
     let store = Store::new();
     let client = Client { mesh: store.mesh(), shutdown: Shutdown::new() };
     let metadata = BTreeMap::from([("NODE_NAME".to_owned(), "node-1".to_owned())]);
-    let options = ClientOptions { node_id: "node-1".into(), metadata, on_demand };
+    let options = ClientOptions { node_id: "node-1".into(), metadata, on_demand, kept: None };
     tokio::spawn(client::run(control, options, store, client.shutdown.clone()));
     client
 }

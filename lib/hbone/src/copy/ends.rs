@@ -5,6 +5,7 @@ use std::{
     future::Future as _,
     io,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    buffers::{self, Appetite},
+    buffers::{self, Appetite, Outstanding},
     stream::{StreamError, TunnelStream},
 };
 
@@ -78,6 +79,8 @@ pub(super) trait End {
     fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), EndError>>;
     /// Ready if the other side reset it, as far as that can be seen without reading.
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<EndError>;
+    /// Ready when all that was read here has left our memory, or cannot any more.
+    fn poll_passed_on(&mut self, cx: &mut Context<'_>) -> Poll<()>;
     /// Learns that both directions ended well.
     fn settle(&mut self);
 }
@@ -86,6 +89,7 @@ pub(super) trait End {
 pub(super) struct TcpEnd {
     socket: TcpStream,
     appetite: Appetite,
+    outstanding: Arc<Outstanding>,
 }
 
 impl TcpEnd {
@@ -95,7 +99,7 @@ impl TcpEnd {
 
     pub(super) fn new(socket: TcpStream) -> Self {
         reset_on_close(&socket);
-        Self { socket, appetite: Appetite::new(Self::FIRST_READ) }
+        Self { socket, appetite: Appetite::new(Self::FIRST_READ), outstanding: Arc::default() }
     }
 }
 
@@ -115,7 +119,7 @@ impl End for TcpEnd {
             Poll::Ready(Ok(0)) => Poll::Ready(Ok(None)),
             Poll::Ready(Ok(read)) => {
                 self.appetite.ate(read, most);
-                Poll::Ready(Ok(Some(buffer.freeze())))
+                Poll::Ready(Ok(Some(self.outstanding.track(buffer))))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
             Poll::Pending => {
@@ -152,6 +156,10 @@ impl End for TcpEnd {
         Poll::Pending
     }
 
+    fn poll_passed_on(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.outstanding.poll_none(cx)
+    }
+
     fn settle(&mut self) {
         #[expect(deprecated, reason = "it is deprecated as a time would block the close; none does not")]
         let unset = self.socket.set_linger(None);
@@ -169,10 +177,7 @@ fn take_off(chunks: &mut VecDeque<Bytes>, mut written: usize) {
             return;
         }
         written -= front.len();
-        // Ours alone if it came from a socket: the next read can have it.
-        if let Some(Ok(buffer)) = chunks.pop_front().map(Bytes::try_into_mut) {
-            buffers::give(buffer);
-        }
+        chunks.pop_front();
     }
 }
 
@@ -234,6 +239,10 @@ impl End for TunnelEnd {
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<EndError> {
         self.stream.poll_reset(cx).map(EndError::from)
+    }
+
+    fn poll_passed_on(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
     }
 
     fn settle(&mut self) {}

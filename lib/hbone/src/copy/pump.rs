@@ -55,12 +55,15 @@ impl Pump {
             if self.stage == Stage::Ended {
                 return Poll::Ready(Ok(()));
             }
-            let filled = self.poll_fill(cx, source, sink)?;
+            let filled = match self.poll_fill(cx, source, sink) {
+                Poll::Ready(Err(broken)) => {
+                    self.drain(cx, source, sink, meter);
+                    return Poll::Ready(Err(broken));
+                }
+                filled => filled,
+            };
             if !self.chunks.is_empty() {
-                let written = ready!(sink.poll_write(cx, &mut self.chunks)).map_err(Broken::Sink)?;
-                self.bytes = self.bytes.saturating_sub(written);
-                meter.fetch_add(written as u64, Ordering::Relaxed);
-                source.passed_on(written);
+                ready!(self.poll_write(cx, source, sink, meter)).map_err(Broken::Sink)?;
             } else if self.stage == Stage::Ending {
                 ready!(sink.poll_finish(cx)).map_err(Broken::Sink)?;
                 self.stage = Stage::Ended;
@@ -77,6 +80,42 @@ impl Pump {
     /// True if there was more to do than one turn allows.
     pub(super) fn is_tired(&self) -> bool {
         self.tired
+    }
+
+    /// Moves what can be moved at once of what a broken connection has said before: it still counts, but nobody waits
+    /// for it, and its end is not a clean one.
+    pub(super) fn drain<S: End, T: End>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        sink: &mut T,
+        meter: &AtomicU64,
+    ) {
+        for _ in 0..TURNS {
+            let filled = self.poll_fill(cx, source, sink);
+            while !self.chunks.is_empty() {
+                if !matches!(self.poll_write(cx, source, sink, meter), Poll::Ready(Ok(()))) {
+                    return;
+                }
+            }
+            if self.stage != Stage::Flowing || !matches!(filled, Poll::Ready(Ok(()))) {
+                return;
+            }
+        }
+    }
+
+    fn poll_write<S: End, T: End>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut S,
+        sink: &mut T,
+        meter: &AtomicU64,
+    ) -> Poll<Result<(), EndError>> {
+        let written = ready!(sink.poll_write(cx, &mut self.chunks))?;
+        self.bytes = self.bytes.saturating_sub(written);
+        meter.fetch_add(written as u64, Ordering::Relaxed);
+        source.passed_on(written);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_fill<S: End, T: End>(

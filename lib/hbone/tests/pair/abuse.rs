@@ -72,24 +72,21 @@ async fn a_flood_of_resets_ends_the_tunnel() {
     on_worker(async {
         let ((mut requests, connection), mut server) = raw().await;
         let client = tokio::task::spawn_local(connection);
-        let flood = tokio::task::spawn_local(async move {
-            for _ in 0..5_000 {
-                let Ok(ready) = requests.ready().await else { return };
-                requests = ready;
-                if requests.send_request(connect("10.0.0.9:80"), false).is_err() {
-                    return;
-                }
-            }
-        });
+        // The server is busy elsewhere while streams are opened and reset, far below its limit at each moment.
+        for _ in 0..5 {
+            let opened: Vec<_> =
+                (0..50).map(|_| requests.send_request(connect("10.0.0.9:80"), false).unwrap()).collect();
+            settle().await;
+            drop(opened);
+            settle().await;
+        }
         let mut served = 0;
         while server.next().await.is_some() {
             served += 1;
         }
-        assert!(served < 5_000, "{served}");
-        drop(server);
+        assert_eq!(served, 0);
         let error = client.await.unwrap().unwrap_err();
         assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM), "{error}");
-        flood.await.unwrap();
     })
     .await;
 }
@@ -137,32 +134,6 @@ async fn refuses_a_peer_of_another_trust_domain_or_authority() {
             let (outcome, _client) = tokio::join!(server, client);
             assert_eq!(outcome.unwrap_err().reason(), reason);
         }
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn more_streams_than_allowed_are_refused() {
-    on_worker(async {
-        let ((mut requests, connection), mut server) = raw().await;
-        tokio::task::spawn_local(connection);
-        let mut asked = Vec::new();
-        for _ in 0..201 {
-            asked.push(requests.send_request(connect("10.0.0.9:80"), false).unwrap());
-        }
-        let serving = tokio::task::spawn_local(async move {
-            let mut held = Vec::new();
-            while let Some(incoming) = server.next().await {
-                held.push(incoming);
-                if held.len() == 200 {
-                    settle().await;
-                }
-            }
-        });
-        let (last, _body) = asked.pop().unwrap();
-        let error = last.await.unwrap_err();
-        assert_eq!(error.reason(), Some(h2::Reason::REFUSED_STREAM));
-        serving.abort();
     })
     .await;
 }

