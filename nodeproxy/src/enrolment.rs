@@ -269,8 +269,12 @@ impl Session<'_> {
                     loop {
                         let connections = (*live.borrow_and_update()).unwrap_or_default();
                         let told = outbox.send(ToAgent::Live { pod: uid.clone(), connections }).await;
-                        if told.is_err() || live.changed().await.is_err() {
+                        if told.is_err() {
                             return;
+                        }
+                        tokio::select! {
+                            changed = live.changed() => if changed.is_err() { return },
+                            () = pod.connections.ended() => return,
                         }
                     }
                 });

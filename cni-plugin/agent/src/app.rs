@@ -1,9 +1,9 @@
 //! The only file that knows every part: builds them, in the order in which they may be used, and runs them.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use http::Method;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use underpass_enrolment::seqpacket::ListenError;
 use underpass_objects::{Directory, Snapshot, StatusDirectory, files, status::StatusError};
 use underpass_runtime::{Shutdown, admin, tasks};
@@ -76,7 +76,6 @@ pub async fn run(config: Config, limits: Limits, shutdown: Shutdown) -> Result<(
     });
     let plugin = plugin_server::bind(&config.plugin_socket).map_err(path(&config.plugin_socket))?;
     let server = PluginServer { pods: Arc::clone(&pods), objects: objects.clone() };
-    tasks::spawn("plugin.sock", server.serve(plugin, shutdown.clone()));
     if let Some(address) = config.admin_address {
         let pages = pages(&proxies);
         let pages = if let Some(recorder) = recorder { pages.metrics(&recorder) } else { pages };
@@ -92,10 +91,19 @@ pub async fn run(config: Config, limits: Limits, shutdown: Shutdown) -> Result<(
     tokio::try_join!(
         proxies::serve_zds(&config.zds_socket, zds, shutdown.clone()),
         proxies::serve_node(&config.node_socket, node, answer, shutdown.clone()),
-        async { follow(&config, objects, &pods, &shutdown).await; Ok(()) },
+        async {
+            tokio::join!(server.serve(plugin, shutdown.clone()), follow(&config, objects, &pods, &shutdown));
+            Ok(())
+        },
     )?;
+    if timeout(LAST_STEPS, pods.stop()).await.is_err() {
+        tracing::warn!("some pods were still being worked on; the next agent goes on from there");
+    }
     Ok(())
 }
+
+/// What a pod's task is at when the agent stops takes no longer, unless a disk or `nft` hangs.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// Passes every change of the objects on, and leaves the list of enrolled namespaces for the plugin.
 async fn follow(config: &Config, mut objects: watch::Receiver<Snapshot>, pods: &Pods, shutdown: &Shutdown) {

@@ -75,10 +75,7 @@ impl Exclusions {
     }
 }
 
-fn ports(
-    annotations: &BTreeMap<String, String>,
-    annotation: &'static str,
-) -> Result<BTreeSet<u16>, ExclusionError> {
+fn ports(annotations: &BTreeMap<String, String>, annotation: &'static str) -> Result<BTreeSet<u16>, ExclusionError> {
     let port = |item: &str| {
         let digits = item.bytes().all(|b| b.is_ascii_digit());
         let parsed = item.parse().ok().filter(|&port: &u16| digits && port != 0);
@@ -109,7 +106,8 @@ fn items<'a>(
     annotation: &'static str,
 ) -> Result<Vec<&'a str>, ExclusionError> {
     let text = annotations.get(annotation).map_or("", String::as_str);
-    let items: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).take(MOST_ITEMS + 1).collect();
+    let items: Vec<&str> =
+        text.split(',').map(str::trim).filter(|item| !item.is_empty()).take(MOST_ITEMS + 1).collect();
     if items.len() > MOST_ITEMS { Err(ExclusionError::TooMany { annotation }) } else { Ok(items) }
 }
 

@@ -182,7 +182,12 @@ mod tests {
     use super::*;
 
     fn pod(name: &str) -> Remembered {
-        Remembered { namespace: "shop".into(), name: name.into(), standing: Standing::Captured, ..Remembered::default() }
+        Remembered {
+            namespace: "shop".into(),
+            name: name.into(),
+            standing: Standing::Captured,
+            ..Remembered::default()
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::{
     time::timeout,
 };
 use underpass_enrolment::plugin::{
-    Attachment, Command, Link, MAX_LINE, Pod, PluginFailure, PluginRequest, PluginResponse,
+    Attachment, Command, Link, MAX_LINE, PluginFailure, PluginRequest, PluginResponse, Pod,
 };
 use underpass_model::{PodUid, names::NEVER_ENROLLED};
 use underpass_objects::{Snapshot, pod};
@@ -136,12 +136,11 @@ impl PluginServer {
             // The mesh itself starts there, before anything else can.
             (Command::Add | Command::Check, Some(pod)) if NEVER_ENROLLED.contains(&pod.namespace.as_str()) => Ok(false),
             (Command::Add, Some(pod)) => {
-                let sandbox = Sandbox { attachment, netns: request.netns.into(), addresses: request.addresses };
+                let (netns, addresses) = (request.netns.into(), request.addresses);
+                let sandbox = Sandbox { attachment, netns, addresses, patience: patience(request.deadline_ms) };
                 self.with_uid(&pod, |uid| async move { self.pods.add(&uid, sandbox).await }).await
             }
-            (Command::Check, Some(pod)) => {
-                self.with_uid(&pod, |uid| async move { self.pods.check(&uid).await }).await
-            }
+            (Command::Check, Some(pod)) => self.with_uid(&pod, |uid| async move { self.pods.check(&uid).await }).await,
         };
         match outcome {
             Ok(enrolled) => PluginResponse::done(enrolled),
@@ -172,6 +171,11 @@ impl PluginServer {
             (None, said) => said,
         }
     }
+}
+
+/// A tenth less than the plugin waits, so that the answer that names the missing link still reaches it.
+fn patience(deadline_ms: u64) -> Option<Duration> {
+    (deadline_ms > 0).then(|| Duration::from_millis(deadline_ms) * 9 / 10)
 }
 
 /// Whether an object only mirrors a pod that the kubelet read from a file.

@@ -1,7 +1,7 @@
 //! The pods of this node: one task each, so that a bad one hurts only itself.
 //!
 //! A task is told what its object says (by a watch) and what the container runtime wants (by commands); what it does
-//! about it is [`decide`], how it does it [`task`].
+//! about it is `decide`, how it does it `task`.
 
 mod decide;
 mod task;
@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
 use underpass_model::PodUid;
 use underpass_objects::StatusDirectory;
@@ -89,6 +92,8 @@ pub struct Sandbox {
     pub netns: PathBuf,
     /// The addresses it was given.
     pub addresses: Vec<std::net::IpAddr>,
+    /// How long the runtime waits for the answer, if it said so.
+    pub patience: Option<Duration>,
 }
 
 /// What the container runtime wants of a pod's task.
@@ -112,6 +117,7 @@ struct Handle {
     commands: mpsc::Sender<Command>,
     facts: watch::Sender<Option<PodFacts>>,
     attachment: Arc<Mutex<Option<Attachment>>>,
+    task: JoinHandle<()>,
 }
 
 /// Commands that may wait for one pod.
@@ -145,9 +151,7 @@ impl Pods {
             });
         }
         for (uid, facts) in facts {
-            tasks
-                .entry(uid)
-                .or_insert_with_key(|uid| self.spawn(uid.clone(), Some(facts), Remembered::default()));
+            tasks.entry(uid).or_insert_with_key(|uid| self.spawn(uid.clone(), Some(facts), Remembered::default()));
         }
     }
 
@@ -191,13 +195,19 @@ impl Pods {
         }
     }
 
+    /// Ends every task once it has done what it is at. Pods stay as they are.
+    pub async fn stop(&self) {
+        let handles = std::mem::take(&mut *self.lock());
+        // Dropping the channels is what tells a task.
+        let ending: Vec<JoinHandle<()>> = handles.into_values().map(|handle| handle.task).collect();
+        for task in ending {
+            // A panic was reported where it happened.
+            let _ended = task.await;
+        }
+    }
+
     /// Sends a command to a pod's task and waits for the answer; the task bounds its own time.
-    async fn ask<T>(
-        &self,
-        uid: &PodUid,
-        create: bool,
-        command: impl FnOnce(oneshot::Sender<T>) -> Command,
-    ) -> T
+    async fn ask<T>(&self, uid: &PodUid, create: bool, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T
     where
         T: NoTask,
     {
@@ -222,8 +232,8 @@ impl Pods {
         let (facts, told) = watch::channel(facts);
         let task = PodTask::new(Arc::clone(&self.shared), uid, told, received, remembered);
         let attachment = task.attachment();
-        tasks::spawn("pod", task.run());
-        Handle { commands, facts, attachment }
+        let task = tasks::spawn("pod", task.run());
+        Handle { commands, facts, attachment, task }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Handle>> {

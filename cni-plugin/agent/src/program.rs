@@ -1,7 +1,7 @@
 //! Brings a pod's network namespace to where its rules should be: routes, table, one sysctl.
 //!
 //! Everything here blocks and runs on a throw-away thread inside the namespace, because `nft` inherits where it is
-//! started; [`crate::task`] keeps it away from the runtime. Every operation can be repeated.
+//! started; the pods' tasks keep it away from the runtime. Every operation can be repeated.
 
 mod nft;
 mod route;

@@ -1,5 +1,11 @@
 //! What the rules do to real connections, in real network namespaces.
-#![expect(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests"
+)]
 
 #[path = "support/world.rs"]
 mod world;
@@ -10,6 +16,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use underpass_agent::{
@@ -237,6 +244,33 @@ fn captured_connections_survive_rewriting_and_draining_and_new_ones_pass() {
 }
 
 #[test]
+fn no_new_connection_slips_past_while_rules_are_rewritten() {
+    let pod = Pod::captured();
+    let world = &pod.world;
+    let rewritten = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients = [
+            (&world.outside, world.pod.v4, "inbound"),
+            (&world.pod, world.outside.v4, "outbound"),
+            (&world.outside, world.pod.v6, "inbound"),
+            (&world.pod, world.outside.v6, "outbound"),
+        ];
+        for (client, server, word) in clients {
+            let rewritten = &rewritten;
+            scope.spawn(move || {
+                while !rewritten.load(Ordering::Relaxed) {
+                    assert_eq!(answer(client, SocketAddr::new(server, APP), Dial::default()), word);
+                }
+            });
+        }
+        for _ in 0..20 {
+            pod.apply(Phase::Captured);
+        }
+        rewritten.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn a_client_that_binds_the_tunnel_port_as_its_own_does_not_walk_past_capture() {
     let Pod { world, .. } = Pod::captured();
     for (inside, outside) in world.pod.addresses().into_iter().zip(world.outside.addresses()) {
@@ -300,7 +334,8 @@ fn excluded_ports_and_networks_pass() {
     let inbound_port = Pod::with(&[(names::EXCLUDE_INBOUND_PORTS, "8080")]);
     let outbound_port = Pod::with(&[(names::EXCLUDE_OUTBOUND_PORTS, "22,8080")]);
     let inbound_cidr = Pod::with(&[(names::EXCLUDE_INBOUND_CIDRS, "OUTSIDE4/24,OUTSIDE6")]);
-    let outbound_cidr = Pod::with(&[(names::EXCLUDE_OUTBOUND_CIDRS, "192.0.2.0/24,OUTSIDE4,OUTSIDE6/64,2001:db8::/32")]);
+    let outbound_cidr =
+        Pod::with(&[(names::EXCLUDE_OUTBOUND_CIDRS, "192.0.2.0/24,OUTSIDE4,OUTSIDE6/64,2001:db8::/32")]);
     let elsewhere = Pod::with(&[
         (names::EXCLUDE_INBOUND_PORTS, "8081"),
         (names::EXCLUDE_OUTBOUND_PORTS, "8081"),

@@ -59,7 +59,10 @@ pub(super) struct PodTask {
 
 /// ADDs that wait for an answer.
 struct Adding {
-    since: Instant,
+    /// By when the pod's object must have been seen.
+    object: Instant,
+    /// By when everything must stand.
+    deadline: Instant,
     replies: Vec<oneshot::Sender<Outcome>>,
 }
 
@@ -111,12 +114,10 @@ impl PodTask {
                 Step::AwaitObject => self.await_object().await,
                 Step::Decline => self.answer(&Ok(false)),
                 Step::End => {
-                    // A command that came just now is answered before the task goes.
-                    self.commands.close();
-                    while let Some(command) = self.commands.recv().await {
-                        refuse(command);
+                    let linger = self.shared.limits.orphan;
+                    if self.unless_interrupted(sleep(linger)).await.is_some() {
+                        return self.end().await;
                     }
-                    return;
                 }
                 Step::Enrol => self.enrol().await,
                 Step::GiveUp => {
@@ -131,6 +132,14 @@ impl PodTask {
                 Step::Watch => self.watch().await,
                 Step::Withdraw => self.shared.proxies.withdraw(&self.uid).await,
             }
+        }
+    }
+
+    async fn end(mut self) {
+        // A command that came just now is answered before the task goes.
+        self.commands.close();
+        while let Some(command) = self.commands.recv().await {
+            refuse(command);
         }
     }
 
@@ -156,7 +165,7 @@ impl PodTask {
     }
 
     async fn await_object(&mut self) {
-        let deadline = self.adding.as_ref().map_or_else(Instant::now, |adding| adding.since) + self.shared.limits.object;
+        let deadline = self.adding.as_ref().map_or_else(Instant::now, |adding| adding.object);
         if self.unless_interrupted(tokio::time::sleep_until(deadline)).await.is_some() {
             self.answer(&Err(failure(Link::Pod, "the agent has not seen the pod's object")));
         }
@@ -223,7 +232,11 @@ impl PodTask {
         }
         *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.attachment);
         self.remember().await;
-        let adding = self.adding.get_or_insert_with(|| Adding { since: Instant::now(), replies: Vec::new() });
+        let (now, limits) = (Instant::now(), &self.shared.limits);
+        let deadline = now + sandbox.patience.unwrap_or(limits.enrol).min(limits.enrol);
+        let object = deadline.min(now + limits.object);
+        let adding = self.adding.get_or_insert_with(|| Adding { object, deadline, replies: Vec::new() });
+        adding.deadline = adding.deadline.min(deadline);
         adding.replies.push(reply);
         self.backoff.reset();
     }

@@ -30,7 +30,7 @@ pub enum NftError {
     /// It could not be started or spoken to.
     #[error("cannot run nft")]
     Run(#[source] io::Error),
-    /// It was stopped after [`LONGEST`].
+    /// It took too long and was stopped.
     #[error("nft did not end within {} s", LONGEST.as_secs())]
     Slow,
 }
@@ -49,13 +49,13 @@ pub(super) fn apply(nft: &Path, batch: Result<Value, serde_json::Error>) -> Resu
 
 /// Lists one table of family inet; `None` if there is no such table.
 pub(super) fn list(nft: &Path, table: &str) -> Result<Option<String>, NftError> {
-    match run(nft, &["-j", "list", "table", "inet", table], &[]) {
+    let list = || run(nft, &["-j", "list", "table", "inet", table], &[]);
+    match list() {
         Ok(listing) => Ok(Some(listing)),
         // Its words for a missing table depend on version and locale, so the tables are listed to be certain.
-        Err(NftError::Failed { status, complaint }) => {
-            let tables = run(nft, &["-j", "list", "tables", "inet"], &[])?;
-            if names(&tables, table) { Err(NftError::Failed { status, complaint }) } else { Ok(None) }
-        }
+        Err(NftError::Failed { .. }) if !names(&run(nft, &["-j", "list", "tables", "inet"], &[])?, table) => Ok(None),
+        // Somebody else may have written it just now.
+        Err(NftError::Failed { .. }) => list().map(Some),
         Err(error) => Err(error),
     }
 }

@@ -41,12 +41,7 @@ enum SessionError {
 ///
 /// # Errors
 /// [`ListenError`] at once.
-pub async fn serve(
-    path: &Path,
-    proxies: Proxies,
-    answer: AnswerProbe,
-    shutdown: Shutdown,
-) -> Result<(), ListenError> {
+pub async fn serve(path: &Path, proxies: Proxies, answer: AnswerProbe, shutdown: Shutdown) -> Result<(), ListenError> {
     let listener = Listener::bind(path)?;
     loop {
         let accepted = tokio::select! {

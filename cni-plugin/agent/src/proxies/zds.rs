@@ -10,7 +10,7 @@ use underpass_enrolment::{
 use underpass_model::PodUid;
 use underpass_runtime::{Shutdown, tasks};
 
-use super::{Ask, Proxies, QUEUE, SessionId, ZdsSession};
+use super::{Ask, Proxies, QUEUE, Served, SessionId, ZdsSession};
 
 /// How long a proxy may take for one packet.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -171,15 +171,15 @@ impl Proxies {
 
     fn close_zds(&self, id: SessionId) {
         let mut state = self.lock();
+        let before = state.zds.len();
         state.zds.retain(|session| session.id != id);
-        // What only this one served goes to the newest that is left.
-        let orphans: Vec<PodUid> = state
-            .served
-            .iter_mut()
-            .filter(|(_, served)| served.accepted.as_ref().is_none_or(|(session, _)| *session == id))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        orphans.iter().for_each(|uid| state.ask_newest(uid));
+        let ended = state.zds.len() != before;
+        let served_only_here = |served: &Served| served.accepted.as_ref().is_none_or(|(session, _)| *session == id);
+        // An older proxy has never been given the listeners of these pods. Its session ends too: when it connects
+        // again, greeting and snapshot give it everything.
+        if ended && state.served.values().any(served_only_here) {
+            drop(state.zds.pop());
+        }
         drop(state);
         self.notify();
     }

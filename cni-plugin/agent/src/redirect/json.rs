@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use nftables::{
     batch::Batch,
-    expr::{BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem, Socket, SocketAttr},
+    expr::{
+        BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
+        Socket, SocketAttr,
+    },
     schema::{Chain as NftChain, NfListObject, Rule as NftRule, Table},
     stmt::{Accept, Mangle, Match, NAT, Operator, Statement},
     types::{NfChainPolicy, NfChainType, NfFamily, NfHook},

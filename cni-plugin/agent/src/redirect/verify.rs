@@ -34,9 +34,10 @@ impl Ruleset {
         let listing: Value = serde_json::from_str(listing).map_err(|error| format!("listing is no JSON: {error}"))?;
         let objects = listing.get("nftables").and_then(Value::as_array).ok_or("listing has no objects")?;
         let ours = |kind: &'static str| {
-            objects.iter().filter_map(move |object| object.get(kind)).filter(|object| {
-                text(object, "family") == "inet" && text(object, "table") == TABLE
-            })
+            objects
+                .iter()
+                .filter_map(move |object| object.get(kind))
+                .filter(|object| text(object, "family") == "inet" && text(object, "table") == TABLE)
         };
         let chains: Vec<&Value> = ours("chain").collect();
         if chains.len() != self.chains.len() {

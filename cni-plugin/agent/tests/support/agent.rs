@@ -91,8 +91,8 @@ impl Agent {
         let stop = shutdown.clone();
         let task = tokio::spawn(async move { app::run(config, limits, stop).await.unwrap() });
         self.running = Some((shutdown, task));
-        for socket in ["run/plugin.sock", "run/node.sock", "run/zds.sock"] {
-            eventually("the sockets are there", || self.path(socket).exists()).await;
+        for socket in ["run/zds.sock", "run/node.sock"] {
+            eventually("the sockets are there", || Connection::connect(&self.path(socket)).is_ok()).await;
         }
     }
 
@@ -117,11 +117,13 @@ impl Agent {
     /// Writes the objects: each line `name [key=value ...]` is a pod whose uid is `uid-<name>`.
     pub(crate) fn objects(&self, pods: &[ObjectOf<'_>]) {
         let mut text = String::from("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
-        text += "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: meshed, labels: {underpass.dev/mesh: enabled}}\n";
+        text +=
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: meshed, labels: {underpass.dev/mesh: enabled}}\n";
         for pod in pods {
             let ObjectOf { name, enrolled, address, annotations } = pod;
             let label = if *enrolled { "enabled" } else { "disabled" };
-            let status = address.map_or_else(String::new, |address| format!("status: {{podIPs: [{{ip: {address}}}]}}\n"));
+            let status =
+                address.map_or_else(String::new, |address| format!("status: {{podIPs: [{{ip: {address}}}]}}\n"));
             text += &format!(
                 "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, uid: uid-{name}, \
                  labels: {{underpass.dev/mesh: {label}}}, annotations: {{{annotations}}}}}\n\
@@ -284,6 +286,11 @@ impl Proxy {
         self.say(ToAgent::Live { pod: PodUid::new(&format!("uid-{name}")), connections }).await;
     }
 
+    /// Waits until the agent has closed the session.
+    pub(crate) async fn ended(self) {
+        timeout(PATIENCE, self.task).await.unwrap().unwrap();
+    }
+
     pub(crate) async fn dies(self) {
         self.task.abort();
         drop(self.task.await);
@@ -324,7 +331,9 @@ impl Script {
                 self.zds.send(&Ack::failed("no room")).await.unwrap();
                 return self.events.send(event).await.unwrap();
             }
-            if !self.held.contains(uid) && let Some(node) = &self.node {
+            if !self.held.contains(uid)
+                && let Some(node) = &self.node
+            {
                 let sockets = listen(netns);
                 node.send(&ToAgent::Listeners(Listeners { pod: uid.clone(), sockets })).await.unwrap();
                 self.held.push(uid.clone());

@@ -10,7 +10,7 @@ use underpass_hbone::{AcceptError, RequestError, ServerConnection, server};
 use underpass_identity::{Expected, testing::TestAuthority, tls};
 use underpass_model::TrustDomain;
 
-use crate::support::{CLIENT, certificates, id, on_worker, server_options, settle};
+use crate::support::{CLIENT, Pair, ask, certificates, id, key, on_worker, request, server_options, settle};
 
 type RawClient = (h2::client::SendRequest<Bytes>, h2::client::Connection<TlsStream<DuplexStream>, Bytes>);
 
@@ -134,6 +134,58 @@ async fn refuses_a_peer_of_another_trust_domain_or_authority() {
             let (outcome, _client) = tokio::join!(server, client);
             assert_eq!(outcome.unwrap_err().reason(), reason);
         }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_streams_are_open_at_once_than_allowed() {
+    on_worker(async {
+        let ((mut requests, connection), mut server) = raw().await;
+        let asked: Vec<_> = (0..201).map(|_| requests.send_request(connect("10.0.0.9:80"), false).unwrap()).collect();
+        tokio::task::spawn_local(connection);
+        let mut held = Vec::new();
+        while let Ok(incoming) = tokio::time::timeout(Duration::from_secs(1), server.next()).await {
+            held.push(incoming.unwrap());
+        }
+        assert_eq!(held.len(), 200);
+        held.pop().unwrap().refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+        assert!(server.next().await.is_some(), "the place is free again");
+        drop(asked);
+    })
+    .await;
+}
+
+/// Accepts the first stream and refuses the others as one does that has no more room.
+async fn full_after_one(io: DuplexStream) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&certificates().server.server));
+    let tls = acceptor.accept(io).await.unwrap();
+    let mut connection = h2::server::handshake(tls).await.unwrap();
+    let mut first = None;
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        if first.is_none() {
+            first = Some((respond.send_response(http::Response::new(()), false).unwrap(), request));
+        } else {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_refused_for_lack_of_room_goes_to_a_new_tunnel() {
+    on_worker(async {
+        let mut pair = Pair::new();
+        pair.echo();
+        let (key, request, tls) = (key(), request(), &certificates().client.client);
+        let full = || async {
+            let (near, far) = duplex(1 << 20);
+            tokio::task::spawn_local(full_after_one(far));
+            Ok(near)
+        };
+        let _first = pair.pool.open(&key, &request, tls, full).await.unwrap();
+        let mut second = pair.open().await.unwrap();
+        ask(&mut second.stream).await;
+        assert_eq!(pair.far.dials.get(), 1, "one dial of its own, after the tunnel of the first had refused it");
     })
     .await;
 }

@@ -34,8 +34,9 @@ impl PodTask {
     /// Listeners, certificate, rules, report: in this order, so that nothing is redirected to nobody and nobody is
     /// told to come before everything stands.
     pub(super) async fn enrol(&mut self) {
-        let begun = self.adding.as_ref().map_or_else(Instant::now, |adding| adding.since);
-        match self.try_enrol(begun + self.shared.limits.enrol).await {
+        let alone = Instant::now() + self.shared.limits.enrol;
+        let deadline = self.adding.as_ref().map_or(alone, |adding| adding.deadline);
+        match self.try_enrol(deadline).await {
             None => {}
             Some(Ok(())) => {
                 tracing::info!(pod.uid = %self.uid, pod.namespace = %self.info.namespace, pod.name = %self.info.name, "captured");
@@ -125,7 +126,8 @@ impl PodTask {
             (Err(failure), None) => return Err(failure),
         };
         let wanted = exclusions.clone();
-        let mend = move |programmer: &Programmer, netns: BorrowedFd<'_>| programmer.mend(netns, &wanted, Phase::Captured);
+        let mend =
+            move |programmer: &Programmer, netns: BorrowedFd<'_>| programmer.mend(netns, &wanted, Phase::Captured);
         if let Mended::Repaired(difference) = self.program(mend).await? {
             tracing::warn!(pod.uid = %self.uid, difference, "the rules of a captured pod were put right");
             metrics::counter!("underpass_agent_rules_repaired_total").increment(1);
