@@ -19,13 +19,13 @@ use crate::wire::Heard;
 pub struct KeepaliveOptions {
     /// Silence after which a PING is sent; 10 s.
     pub ask_after: Duration,
-    /// Silence after which the tunnel is dead; 20 s.
+    /// Silence after which the tunnel is dead; 30 s, which leaves a busy peer the 20 s that the field gives an answer.
     pub dead_after: Duration,
 }
 
 impl Default for KeepaliveOptions {
     fn default() -> Self {
-        Self { ask_after: Duration::from_secs(10), dead_after: Duration::from_secs(20) }
+        Self { ask_after: Duration::from_secs(10), dead_after: Duration::from_secs(30) }
     }
 }
 
