@@ -218,7 +218,7 @@ async fn a_silent_peer_is_given_up_by_both_ends() {
         assert!(matches!(near, Some(Err(StreamError::TunnelLost(_)))), "{near:?}");
         assert!(matches!(far, Some(Err(StreamError::TunnelLost(_)))), "{far:?}");
         let silence = since.elapsed().as_secs();
-        assert!((19..=21).contains(&silence), "{silence}");
+        assert!((29..=31).contains(&silence), "{silence}");
         settle().await;
         assert_eq!(pair.far.ended.get(), 1);
         assert!(pair.pool.status().is_empty());

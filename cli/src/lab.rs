@@ -1,0 +1,303 @@
+//! `underpass lab`: the mesh on one machine.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use underpass_lab::{Lab, Options, Place, PodSpec, parse_label};
+
+use crate::screen::{Progress, say};
+
+mod demo;
+mod sample;
+mod status;
+
+const EXAMPLES: &str = "\
+Examples:
+  underpass lab up                                    two nodes, the mesh, and a small sample
+  underpass lab exec client -- curl -s http://web/    run any program in a pod
+  underpass lab label namespace demo underpass.dev/mesh=enabled
+  underpass lab exec fabric -- tcpdump -n -A -i br0   look at the wire between the nodes
+  underpass lab down                                  leave nothing behind";
+
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Which lab; several may run at once.
+    #[arg(long, global = true, default_value = "lab", env = "UNDERPASS_LAB")]
+    name: String,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start a lab: nodes, the mesh, and a sample (client, web, redis) in namespace `demo`.
+    Up(Up),
+    /// Show programs, pods, and which pods are captured.
+    Status {
+        /// How to print it.
+        #[arg(short, long, default_value = "table")]
+        output: OutputFormat,
+    },
+    /// Run a program in a pod, on a node (`node-a`), on `outside`, `control` or the `fabric`.
+    #[command(after_help = "Examples:\n  underpass lab exec client -- redis-cli -h redis ping\n  \
+        underpass lab exec --background http demo/web -- python3 -m http.server 8081")]
+    Exec(Exec),
+    /// Set labels of a namespace or pod (`KEY=VALUE`), or remove them (`KEY-`).
+    #[command(after_help = "Examples:\n  underpass lab label namespace demo underpass.dev/mesh=enabled\n  \
+        underpass lab label namespace demo underpass.dev/mesh-\n  \
+        underpass lab label pod demo/web underpass.dev/mesh=disabled")]
+    Label {
+        /// What to label.
+        kind: Labelled,
+        /// Its name; a pod's may be NAMESPACE/NAME.
+        object: String,
+        /// `KEY=VALUE` or `KEY-`.
+        #[arg(required = true)]
+        labels: Vec<String>,
+    },
+    /// Write or replace objects from a file of Kubernetes manifests (`-` for standard input).
+    Apply {
+        /// The file.
+        #[arg(short, long)]
+        filename: PathBuf,
+    },
+    /// Add and delete pods.
+    #[command(subcommand)]
+    Pod(PodVerb),
+    /// Show the log of a program; without a name, which there are.
+    Logs {
+        /// Such as `operator`, `node-a.agent`, `node-b.nodeproxy`, or `demo.web.http`.
+        program: Option<String>,
+        /// Go on as it grows.
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Show what a node's proxy counts, as Prometheus would scrape it.
+    Metrics {
+        /// The node, such as `node-a`.
+        node: String,
+    },
+    /// Walk through what the mesh does, in about a minute, showing what is observed.
+    Demo,
+    /// End a lab: programs, network namespaces and files.
+    Down {
+        /// End every lab of this machine.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+#[derive(Args)]
+struct Up {
+    /// How many nodes.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    nodes: u8,
+    /// Without the sample's pods.
+    #[arg(long)]
+    empty: bool,
+    /// Without the mesh: pods joined by the CNI reference plugins alone.
+    #[arg(long)]
+    without_mesh: bool,
+}
+
+#[derive(Args)]
+struct Exec {
+    /// Start it in the background under this name; its output goes to `lab logs POD.NAME`.
+    #[arg(long, value_name = "NAME")]
+    background: Option<String>,
+    /// Where: NAMESPACE/NAME or NAME of a pod, or a node, `outside`, `control`, `fabric`.
+    #[arg(value_name = "POD")]
+    place: String,
+    /// What to run.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum PodVerb {
+    /// Add a pod: a network namespace made by the node's CNI chain.
+    #[command(after_help = "Example:\n  underpass lab pod add node-a demo/other --label app=web")]
+    Add {
+        /// The node to put it on.
+        node: String,
+        /// NAMESPACE/NAME.
+        pod: String,
+        /// The service account it runs as; its name unless given.
+        #[arg(long)]
+        service_account: Option<String>,
+        /// Labels, `KEY=VALUE`.
+        #[arg(long)]
+        label: Vec<String>,
+    },
+    /// Delete a pod, gracefully.
+    Delete {
+        /// NAMESPACE/NAME or NAME.
+        pod: String,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Labelled {
+    #[value(alias = "ns")]
+    Namespace,
+    Pod,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OutputFormat {
+    Json,
+    Table,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    let name = arguments.name;
+    match arguments.verb {
+        Verb::Up(options) => up(&name, &options)?,
+        Verb::Status { output } => status::show(&Lab::attach(&name)?, output)?,
+        Verb::Exec(exec) => return run_in(&Lab::attach(&name)?, &exec),
+        Verb::Label { kind, object, labels } => label(&Lab::attach(&name)?, kind, &object, &labels)?,
+        Verb::Apply { filename } => apply(&Lab::attach(&name)?, &filename)?,
+        Verb::Pod(verb) => pod(&Lab::attach(&name)?, verb)?,
+        Verb::Logs { program, follow } => logs(&Lab::attach(&name)?, program.as_deref(), follow)?,
+        Verb::Metrics { node } => say(Lab::attach(&name)?.metrics(&node)?.trim_end()),
+        Verb::Demo => return demo::walk(&name),
+        Verb::Down { all } => down(&name, all)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(name: &str, up: &Up) -> Result<()> {
+    let mut options = Options::new(name)?;
+    options.nodes = up.nodes;
+    options.mesh = !up.without_mesh;
+    let progress = Progress::new();
+    let lab = Lab::up_telling(options, &mut |step| progress.step(step))?;
+    if !up.empty {
+        progress.step("starting the sample: client, web and redis in namespace demo");
+        sample::start(&lab)?;
+    }
+    progress.step(&format!("lab {name} is up"));
+    Ok(())
+}
+
+fn run_in(lab: &Lab, exec: &Exec) -> Result<ExitCode> {
+    need_root()?;
+    let argv: Vec<&str> = exec.command.iter().map(String::as_str).collect();
+    let place = place(lab, &exec.place)?;
+    if let Some(name) = &exec.background {
+        let process = lab.spawn(place, name, &argv)?;
+        say(&format!(
+            "{} runs as process {}; its output: underpass lab logs {}",
+            process.name, process.pid, process.name
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    // In this process's place, so that signals, the terminal and the exit code are the program's own.
+    let error = lab.exec(place, &argv).exec();
+    bail!("running {:?}: {error}", exec.command)
+}
+
+fn place(lab: &Lab, text: &str) -> Result<Place> {
+    Ok(match text {
+        "control" => Place::Control,
+        "fabric" => Place::Fabric,
+        "outside" => Place::Outside,
+        node if lab.options().node_names().iter().any(|name| name == node) => Place::node(node),
+        pod => Place::Pod(lab.find_pod(pod)?),
+    })
+}
+
+fn label(lab: &Lab, kind: Labelled, object: &str, labels: &[String]) -> Result<()> {
+    for text in labels {
+        let (key, value) = parse_label(text)?;
+        match kind {
+            Labelled::Namespace => lab.label_namespace(object, &key, value.as_deref())?,
+            Labelled::Pod => lab.label_pod(&lab.find_pod(object)?, &key, value.as_deref())?,
+        }
+    }
+    say(&format!("{object} labelled"));
+    Ok(())
+}
+
+fn apply(lab: &Lab, file: &PathBuf) -> Result<()> {
+    let text = if file.as_os_str() == "-" {
+        std::io::read_to_string(std::io::stdin())?
+    } else {
+        fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
+    };
+    for object in lab.apply(&text)? {
+        let namespace = object.namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
+        say(&format!("{} {namespace}{} written", object.kind, object.name));
+    }
+    Ok(())
+}
+
+fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
+    need_root()?;
+    match verb {
+        PodVerb::Add { node, pod, service_account, label } => {
+            let (namespace, name) = pod.split_once('/').context("a new pod's name is NAMESPACE/NAME")?;
+            let mut spec = PodSpec::new(&node, namespace, name);
+            if let Some(account) = service_account {
+                spec = spec.service_account(&account);
+            }
+            for text in label {
+                let (key, value) = parse_label(&text)?;
+                spec = spec.label(&key, &value.context("a new pod's labels are KEY=VALUE")?);
+            }
+            let pod = lab.pod_add(&spec)?;
+            let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+            say(&format!("{} runs on {} at {}", pod.name, pod.node, addresses.join(", ")));
+        }
+        PodVerb::Delete { pod } => {
+            let name = lab.find_pod(&pod)?;
+            lab.pod_delete(&name)?;
+            say(&format!("{name} deleted"));
+        }
+    }
+    Ok(())
+}
+
+fn logs(lab: &Lab, program: Option<&str>, follow: bool) -> Result<()> {
+    let Some(program) = program else {
+        lab.processes().iter().for_each(|process| say(&process.name));
+        return Ok(());
+    };
+    let log = lab.process(program)?.log;
+    if follow {
+        let error = Command::new("tail").args(["-n", "+1", "-f"]).arg(&log).exec();
+        bail!("running tail: {error}");
+    }
+    say(fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?.trim_end());
+    Ok(())
+}
+
+fn down(name: &str, all: bool) -> Result<()> {
+    need_root()?;
+    let names = if all { Lab::names() } else { vec![name.to_owned()] };
+    for name in names {
+        let existed = Lab::down(&name)?;
+        say(&if existed {
+            format!("lab {name} is down; nothing of it is left")
+        } else {
+            format!("no lab called {name} is up")
+        });
+    }
+    Ok(())
+}
+
+/// For verbs that enter or change namespaces; `up` checks more and says so itself.
+fn need_root() -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "this needs root, as network namespaces do: run the same command with sudo"
+    );
+    Ok(())
+}

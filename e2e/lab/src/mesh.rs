@@ -1,0 +1,324 @@
+//! The programs of the mesh in a lab: where each runs, with which flags, and how to end and start it.
+
+use std::{
+    fs,
+    io::Read,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use underpass_model::names::{METRICS_PORT, OPERATOR_PORT, READY_PORT, SYSTEM_NAMESPACE};
+
+use crate::{
+    http,
+    lab::Lab,
+    netns,
+    place::{Place, PodName},
+    pod::{Pod, PodSpec},
+    preflight::PROBER,
+    process::Process,
+    topology::CONTROL,
+    wait::eventually,
+};
+
+/// How long a program of the mesh may take until it serves.
+const START: Duration = Duration::from_secs(20);
+
+/// A program of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The node agent of a node.
+    Agent(String),
+    /// The node proxy of a node.
+    NodeProxy(String),
+    /// The operator.
+    Operator,
+}
+
+impl Program {
+    /// The agent of a node.
+    #[must_use]
+    pub fn agent(node: &str) -> Self {
+        Self::Agent(node.to_owned())
+    }
+
+    /// The node proxy of a node.
+    #[must_use]
+    pub fn node_proxy(node: &str) -> Self {
+        Self::NodeProxy(node.to_owned())
+    }
+
+    /// Under which name the lab remembers its process.
+    #[must_use]
+    pub fn process_name(&self) -> String {
+        match self {
+            Self::Agent(node) => format!("{node}.agent"),
+            Self::NodeProxy(node) => format!("{node}.nodeproxy"),
+            Self::Operator => "operator".to_owned(),
+        }
+    }
+}
+
+/// The pod in which a node's proxy runs.
+fn proxy_pod(node: &str) -> PodName {
+    PodName::new(SYSTEM_NAMESPACE, &format!("nodeproxy-{node}"))
+}
+
+impl Lab {
+    /// The part of a conflist that is ours.
+    pub(crate) fn plugin_config(&self, node: &str) -> Value {
+        let directory = self.paths().node(node);
+        json!({
+            "type": "underpass-cni",
+            "agentSocket": directory.join("plugin.sock"),
+            "enrolledNamespaces": directory.join("enrolled-namespaces"),
+            "logFile": self.paths().logs().join(format!("{node}.cni.log")),
+        })
+    }
+
+    pub(crate) fn start_mesh(&self, tell: &mut dyn FnMut(&str)) -> Result<()> {
+        let nodes = self.options().node_names();
+        fs::create_dir(self.paths().tokens())?;
+        for node in &nodes {
+            self.write_token(node)?;
+        }
+        tell("starting the operator and the node agents");
+        self.spawn_program(&Program::Operator)?;
+        for node in &nodes {
+            self.spawn_program(&Program::agent(node))?;
+        }
+        self.wait_program(&Program::Operator)?;
+        for node in &nodes {
+            self.wait_program(&Program::agent(node))?;
+        }
+        tell("starting a node proxy on each node, in a pod of its own");
+        for node in &nodes {
+            let pod = proxy_pod(node);
+            self.pod_add(&PodSpec::new(node, &pod.namespace, &pod.name).service_account("underpass-nodeproxy"))?;
+            self.spawn_program(&Program::node_proxy(node))?;
+        }
+        nodes.iter().try_for_each(|node| self.wait_program(&Program::node_proxy(node)))
+    }
+
+    fn write_token(&self, node: &str) -> Result<()> {
+        let mut bytes = [0_u8; 32];
+        fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let file = self.paths().tokens().join(node);
+        fs::write(&file, token)?;
+        fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        Ok(())
+    }
+
+    pub(crate) fn start_probers(&self) -> Result<()> {
+        for node in self.options().node_names() {
+            let directory = self.paths().node(&node);
+            let binary = self.options().binaries.join(PROBER);
+            let socket = directory.join("prober.sock");
+            let argv = [&*binary.to_string_lossy(), &*socket.to_string_lossy()].map(ToOwned::to_owned);
+            let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+            let process = self.spawn(Place::node(&node), "prober", &argv)?;
+            fs::write(directory.join("prober.pid"), process.pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Starts a program of the mesh and waits until it serves.
+    ///
+    /// # Errors
+    /// If it does not, with the end of its log.
+    pub fn start_program(&self, program: &Program) -> Result<Process> {
+        self.spawn_program(program)?;
+        self.wait_program(program)?;
+        self.program(program)
+    }
+
+    /// The process of a program of the mesh.
+    ///
+    /// # Errors
+    /// If it was never started.
+    pub fn program(&self, program: &Program) -> Result<Process> {
+        self.process(&program.process_name())
+    }
+
+    /// Asks a program of the mesh to end, and waits.
+    ///
+    /// # Errors
+    /// If it does not go.
+    pub fn stop_program(&self, program: &Program) -> Result<()> {
+        self.program(program)?.stop()
+    }
+
+    /// Ends a program of the mesh without a word to it.
+    ///
+    /// # Errors
+    /// If it does not go.
+    pub fn kill_program(&self, program: &Program) -> Result<()> {
+        self.program(program)?.kill()
+    }
+
+    /// Starts a program of the mesh without waiting for it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn spawn_program(&self, program: &Program) -> Result<Process> {
+        let (place, argv) = match program {
+            Program::Agent(node) => (Place::node(node), self.agent_command(node)),
+            Program::NodeProxy(node) => (Place::Pod(proxy_pod(node)), self.proxy_command(node)),
+            Program::Operator => (Place::Control, self.operator_command()),
+        };
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        self.start(&program.process_name(), self.exec(place, &argv))
+    }
+
+    fn wait_program(&self, program: &Program) -> Result<()> {
+        let process = self.program(program)?;
+        let what = format!("{} to serve", program.process_name());
+        eventually(START, &what, || {
+            let ready = self.is_ready(program);
+            if ready.is_err() && !process.is_alive() {
+                // No use in waiting any longer; the log is shown by whoever asked.
+                return Ok(Err(format!("{} ended:\n{}", process.name, process.output())));
+            }
+            ready.map(Ok)
+        })?
+        .or_else(|ended| bail!(ended))
+    }
+
+    fn is_ready(&self, program: &Program) -> Result<()> {
+        match program {
+            Program::Agent(node) => {
+                let socket = self.paths().node(node).join("plugin.sock");
+                std::os::unix::net::UnixStream::connect(&socket).context("connecting to the plugin's socket")?;
+                Ok(())
+            }
+            Program::NodeProxy(node) => {
+                let address = SocketAddr::new(self.pod(&proxy_pod(node))?.v4()?, READY_PORT);
+                http::get(&self.paths().namespace(&Place::node(node)), address, "/healthz/ready").map(drop)
+            }
+            Program::Operator => {
+                fs::metadata(self.paths().operator_root()).context("looking for the operator's root certificate")?;
+                let address = SocketAddr::new(CONTROL.v4().parse::<IpAddr>()?, OPERATOR_PORT);
+                netns::inside(&self.paths().namespace(&Place::Control), || {
+                    std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// The pod that a node's proxy runs in.
+    ///
+    /// # Errors
+    /// If the lab is without the mesh.
+    pub fn proxy_pod(&self, node: &str) -> Result<Pod> {
+        self.pod(&proxy_pod(node))
+    }
+
+    /// What a node's proxy counts, in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn metrics(&self, node: &str) -> Result<String> {
+        let address = SocketAddr::new(self.proxy_pod(node)?.v4()?, METRICS_PORT);
+        http::get(&self.paths().namespace(&Place::node(node)), address, "/metrics")
+    }
+
+    /// A page of a node proxy's administration interface, which listens on its loopback only.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn proxy_admin(&self, node: &str, path: &str) -> Result<String> {
+        let address = SocketAddr::from(([127, 0, 0, 1], underpass_model::names::ADMIN_PORT));
+        http::get(&self.paths().namespace(&Place::Pod(proxy_pod(node))), address, path)
+    }
+
+    /// The lines of a node proxy's access log so far, one object for each connection that ended.
+    ///
+    /// # Errors
+    /// If the lab is without the mesh.
+    pub fn access_log(&self, node: &str) -> Result<Vec<Value>> {
+        let output = self.program(&Program::node_proxy(node))?.output();
+        let lines = output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(lines.filter(|line| line.get("target").and_then(Value::as_str) == Some("access")).collect())
+    }
+
+    /// What the node agents report of a pod's capture: none if nothing, else `captured` or `leaving`.
+    #[must_use]
+    pub fn capture_state(&self, pod: &Pod) -> Option<String> {
+        let file = self.paths().status().join("capture").join(format!("{}.json", pod.uid));
+        let report: Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+        Some(report.get("state")?.as_str()?.to_ascii_lowercase())
+    }
+
+    /// Waits until a pod is captured, or is not.
+    ///
+    /// # Errors
+    /// After the deadline.
+    pub fn wait_captured(&self, pod: &Pod, captured: bool, deadline: Duration) -> Result<()> {
+        let what = format!("pod {} to be {}", pod.name, if captured { "captured" } else { "released" });
+        let wanted = captured.then(|| "captured".to_owned());
+        eventually(deadline, &what, || {
+            let state = self.capture_state(pod);
+            if state == wanted { Ok(()) } else { bail!("its state is {state:?}") }
+        })
+    }
+
+    fn operator_command(&self) -> Vec<String> {
+        let paths = self.paths();
+        let mut argv = self.command_of("underpass-operator");
+        argv.extend([
+            format!("--objects={}", paths.objects().display()),
+            format!("--status={}", paths.status().display()),
+            format!("--state={}", paths.operator().display()),
+            format!("--node-tokens={}", paths.tokens().display()),
+            format!("--listen={}:{OPERATOR_PORT}", CONTROL.v4()),
+            format!("--trust-domain={}", self.options().trust_domain),
+        ]);
+        argv
+    }
+
+    fn agent_command(&self, node: &str) -> Vec<String> {
+        let paths = self.paths();
+        let directory = paths.node(node);
+        let mut argv = self.command_of("underpass-agent");
+        argv.extend([
+            format!("--node-name={node}"),
+            format!("--objects={}", paths.objects().display()),
+            format!("--status={}", paths.status().display()),
+            format!("--plugin-socket={}", directory.join("plugin.sock").display()),
+            format!("--zds-socket={}", directory.join("zds.sock").display()),
+            format!("--node-socket={}", directory.join("node.sock").display()),
+            format!("--state={}", directory.join("agent").display()),
+            format!("--enrolled-namespaces={}", directory.join("enrolled-namespaces").display()),
+            format!("--kubelet-pid-file={}", directory.join("prober.pid").display()),
+        ]);
+        argv
+    }
+
+    fn proxy_command(&self, node: &str) -> Vec<String> {
+        let paths = self.paths();
+        let directory = paths.node(node);
+        let mut argv = self.command_of("underpass-nodeproxy");
+        argv.extend([
+            format!("--node-name={node}"),
+            format!("--operator-address=https://{}:{OPERATOR_PORT}", CONTROL.v4()),
+            format!("--operator-root={}", paths.operator_root().display()),
+            format!("--operator-name=underpass-operator.{SYSTEM_NAMESPACE}.svc"),
+            format!("--token-file={}", paths.tokens().join(node).display()),
+            format!("--zds-socket={}", directory.join("zds.sock").display()),
+            format!("--node-socket={}", directory.join("node.sock").display()),
+            format!("--trust-domain={}", self.options().trust_domain),
+            // So that the access log can be read back.
+            "--log-format=json".to_owned(),
+        ]);
+        argv.extend(self.options().node_proxy_flags.iter().cloned());
+        argv
+    }
+
+    fn command_of(&self, program: &str) -> Vec<String> {
+        vec![self.options().binaries.join(program).display().to_string()]
+    }
+}

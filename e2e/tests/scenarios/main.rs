@@ -1,0 +1,21 @@
+//! Real programs in a real lab: one behaviour a file.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
+mod agent_away;
+mod captured;
+mod closed_ports;
+mod enrolment;
+mod exclusions;
+mod ipv6;
+mod many;
+mod operator_away;
+mod own_ports;
+mod probes;
+mod programs;
+mod proxy_restart;
+mod self_call;
+mod services;
+mod streams;
+mod transfers;
+mod uncaptured;

@@ -1,0 +1,86 @@
+//! Services: virtual addresses, named target ports, headless names; endpoints that come and go.
+
+use std::collections::BTreeSet;
+
+use underpass_e2e::{PLAIN, SHORT, call, get, server, world};
+use underpass_lab::{PodSpec, eventually};
+
+#[test]
+fn a_virtual_address_leads_to_every_endpoint() {
+    let world = world();
+    let mut seen = BTreeSet::new();
+    eventually(SHORT, "both endpoints to have answered", || {
+        let answer = get(&world.lab, world.client.place(), "http://servers/")?;
+        seen.insert(answer.split(',').next().unwrap_or_default().to_owned());
+        anyhow::ensure!(seen.len() == 2, "{seen:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["i am far", "i am near"]);
+}
+
+#[test]
+fn a_port_without_a_name_for_its_target_means_itself() {
+    let world = world();
+    let seen = call(&world.lab, world.client.place(), "half_close", ("10.96.0.20", 8081)).unwrap();
+    assert_eq!(seen, "later:answer me after my end");
+}
+
+#[test]
+fn a_port_that_the_service_has_not_is_not_served() {
+    let world = world();
+    let seen = call(&world.lab, world.client.place(), "outcome", ("10.96.0.20", 81)).unwrap();
+    assert!(["refused", "reset"].contains(&&*seen) || seen.starts_with("error"), "{seen}");
+}
+
+#[test]
+fn the_names_of_a_headless_service_are_its_pods() {
+    let world = world();
+    let answer = get(&world.lab, world.client.place(), "http://headless.mesh.svc.cluster.local:8080/").unwrap();
+    assert!(answer.starts_with("i am near") || answer.starts_with("i am far"), "{answer}");
+}
+
+#[test]
+fn a_service_of_uncaptured_pods_is_reached_in_plaintext() {
+    let world = world();
+    let answer = get(&world.lab, world.client.place(), "http://outsiders.plain/").unwrap();
+    assert_eq!(answer, format!("i am far, you are {}", world.client.v4().unwrap()));
+}
+
+#[test]
+fn endpoints_that_are_not_ready_get_nothing_and_those_that_come_are_used() {
+    let world = world();
+    let lab = &world.lab;
+    lab.apply(
+        "{apiVersion: v1, kind: Service, metadata: {name: changing, namespace: plain}, spec: {clusterIP: 10.96.0.30, \
+         clusterIPs: [10.96.0.30], selector: {group: changing}, ports: [{port: 80, targetPort: 8080}]}}",
+    )
+    .unwrap();
+    let add = |name: &str| server(lab, &PodSpec::new("node-b", PLAIN, name).label("group", "changing")).unwrap();
+    let says = |wanted: &str| {
+        eventually(SHORT, wanted, || {
+            let mut seen = BTreeSet::new();
+            for _ in 0..6 {
+                seen.insert(
+                    get(lab, world.client.place(), "http://10.96.0.30/")?
+                        .split(',')
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned(),
+                );
+            }
+            anyhow::ensure!(seen == BTreeSet::from([format!("i am {wanted}")]), "{seen:?}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    let first = add("changing-1");
+    says("changing-1");
+    let second = add("changing-2");
+    lab.pod_ready(&first.name, false).unwrap();
+    says("changing-2");
+    lab.pod_ready(&first.name, true).unwrap();
+    lab.pod_delete(&second.name).unwrap();
+    says("changing-1");
+    lab.pod_delete(&first.name).unwrap();
+}
