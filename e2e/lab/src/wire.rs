@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -49,9 +50,10 @@ impl Lab {
     /// If `tcpdump` does not start.
     pub fn capture(&self, place: impl Into<Place>, interface: &str) -> Result<Capture> {
         let place = place.into();
-        let base = format!("tcpdump-{interface}-");
-        let number = fs::read_dir(self.paths().captures())?.count();
-        let name = format!("{base}{number}");
+        // Several may run at once, in this process and in others that are attached to the lab.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("tcpdump-{interface}-{}-{number}", std::process::id());
         let file = self.paths().captures().join(format!("{place}.{name}.pcap"));
         let target = file.display().to_string();
         let argv = [
