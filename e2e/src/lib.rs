@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use underpass_lab::{Lab, Place, Pod, PodSpec, ScopedLab, eventually};
+use underpass_lab::{Lab, Options, Place, Pod, PodSpec, ScopedLab, eventually};
 use underpass_model::names::{ENROLLED, MESH_LABEL};
 
 const SERVER: &str = include_str!("../programs/server.py");
@@ -66,7 +66,15 @@ pub fn world() -> Arc<World> {
 /// # Errors
 /// If it does not come up.
 pub fn alone() -> Result<ScopedLab> {
-    let lab = ScopedLab::up(|_| ())?;
+    alone_with(|_| ())
+}
+
+/// [`alone`], with options of its own.
+///
+/// # Errors
+/// If it does not come up.
+pub fn alone_with(choose: impl FnOnce(&mut Options)) -> Result<ScopedLab> {
+    let lab = ScopedLab::up(choose)?;
     lab.label_namespace(MESH, MESH_LABEL, Some(ENROLLED))?;
     lab.label_namespace(PLAIN, "kind", Some("plain"))?;
     Ok(lab)

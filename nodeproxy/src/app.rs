@@ -64,6 +64,7 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         certificates: certificates.clone(),
         probes: probes.clone(),
         place: place(&config),
+        mesh_ranges: config.mesh_ranges.as_slice().into(),
         drain: Shutdown::new(),
     };
     let (workers, threads) = worker::start(config.workers(), &watched, &shared, &stop).context("start the workers")?;

@@ -29,6 +29,13 @@ pub(crate) struct Config {
     /// Where the operator is
     #[command(flatten)]
     pub(crate) control: ControlOptions,
+    /// Ask the operator for each unknown destination instead of holding the whole mesh
+    #[arg(long, env = "UNDERPASS_ON_DEMAND")]
+    pub(crate) on_demand: bool,
+    /// With --on-demand: the ranges in which the mesh has its addresses; an unanswered question about an address outside
+    /// of them lets the connection pass, inside it is refused. None: all are inside
+    #[arg(long, env = "UNDERPASS_MESH_RANGES", value_delimiter = ',', value_name = "CIDR,...")]
+    pub(crate) mesh_ranges: Vec<ipnet::IpNet>,
     /// File in which a copy of the mesh is kept, so that a proxy that starts without the operator still knows it
     #[arg(long, env = "UNDERPASS_VIEW_FILE", value_name = "FILE")]
     pub(crate) view_file: Option<PathBuf>,

@@ -79,7 +79,7 @@ pub(crate) fn node(config: &Config) -> ClientOptions {
     ClientOptions {
         node_id: format!("nodeproxy~{}", config.node_name),
         metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-        on_demand: false,
+        on_demand: config.on_demand,
         kept: config.view_file.clone().map(KeptView::new),
     }
 }

@@ -7,6 +7,7 @@ mod plaintext;
 use std::rc::Rc;
 
 use tokio::net::TcpStream;
+use underpass_discovery::AskError;
 use underpass_hbone::{
     AcceptError, CopyError, Meter, RequestError, StreamError, TunnelStream,
     copy::{tcp_with_tcp, tcp_with_tunnel, tunnel_with_tcp},
@@ -59,6 +60,9 @@ pub(crate) enum Failure {
     /// A peer's target.
     #[error("resolve")]
     ResolveInbound(#[from] ResolveInboundError),
+    /// Nobody said who is at the destination.
+    #[error("resolve")]
+    Ask(#[from] AskError),
     /// The mesh is not known yet.
     #[error("the mesh is not known yet: no complete answer from the operator")]
     View,
@@ -70,6 +74,7 @@ impl Failure {
         match self {
             Self::Accept(error) => error.reason(),
             Self::Answer(error) => error.reason(),
+            Self::Ask(error) => error.reason(),
             Self::Authorize(error) => error.reason(),
             Self::Capture(_) => "no_original_destination",
             Self::Certificate(_) => "no_certificate",

@@ -5,6 +5,7 @@
 
 use std::{io, rc::Rc, sync::Arc, time::Duration};
 
+use ipnet::IpNet;
 use tokio::{sync::mpsc, task::LocalSet};
 use underpass_discovery::{Mesh, View};
 use underpass_hbone::pool::{Pool, PoolOptions};
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) probes: Probes,
     /// Where this node is, for pods of which discovery has not told yet.
     pub(crate) place: Place,
+    /// The ranges of the mesh, where that matters.
+    pub(crate) mesh_ranges: Arc<[IpNet]>,
     /// Asked when no more connections may begin.
     pub(crate) drain: Shutdown,
 }

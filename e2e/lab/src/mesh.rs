@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Read,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -209,6 +210,12 @@ impl Lab {
         }
     }
 
+    /// The file in which a node's proxy keeps its copy of the mesh.
+    #[must_use]
+    pub fn kept_view(&self, node: &str) -> PathBuf {
+        self.paths().node(node).join("view")
+    }
+
     /// The pod that a node's proxy runs in.
     ///
     /// # Errors
@@ -311,6 +318,7 @@ impl Lab {
             format!("--zds-socket={}", directory.join("zds.sock").display()),
             format!("--node-socket={}", directory.join("node.sock").display()),
             format!("--trust-domain={}", self.options().trust_domain),
+            format!("--view-file={}", self.kept_view(node).display()),
             // So that the access log can be read back.
             "--log-format=json".to_owned(),
         ]);

@@ -9,6 +9,7 @@ mod enrolment;
 mod exclusions;
 mod ipv6;
 mod many;
+mod on_demand;
 mod operator_away;
 mod own_ports;
 mod probes;

@@ -20,5 +20,5 @@ pub mod server;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-pub use store::{Delta, Mesh, Resource, Store};
+pub use store::{AskError, Delta, Mesh, Resource, Store};
 pub use view::View;

@@ -156,6 +156,7 @@ fn status(failure: &Failure) -> StatusCode {
         Failure::Authorize(underpass_policy::Denial::ForeignTrustDomain { .. }) => StatusCode::UNAUTHORIZED,
         Failure::Accept(_)
         | Failure::Answer(_)
+        | Failure::Ask(_)
         | Failure::Capture(_)
         | Failure::Certificate(_)
         | Failure::Copy(_)

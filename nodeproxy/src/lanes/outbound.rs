@@ -1,9 +1,10 @@
 //! What a pod's application dials.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use underpass_discovery::View;
 use underpass_hbone::copy::reset_on_close;
+use underpass_model::NetworkAddress;
 
 use super::Failure;
 use crate::{
@@ -50,6 +51,19 @@ async fn carry(knock: Knock, worker: &Worker, record: &mut Record) -> Result<(),
     }
 }
 
+/// On demand: learns who is at an address. Without an answer, an address that may be the mesh's is refused: whoever is
+/// there may be one to whom nobody should speak in plaintext.
+async fn ask(worker: &Worker, address: IpAddr) -> Result<(), Failure> {
+    let shared = &worker.shared;
+    let asked = shared.mesh.ask(&NetworkAddress { network: shared.place.network.clone(), address }).await;
+    let ranges = &shared.mesh_ranges;
+    match asked {
+        Ok(_known) => Ok(()),
+        Err(_) if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(&address)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 type Connected = (Upstream, Lease, Option<Active>);
 
 async fn connect(captured: &Captured, worker: &Worker, record: &mut Record) -> Result<Connected, Failure> {
@@ -57,6 +71,7 @@ async fn connect(captured: &Captured, worker: &Worker, record: &mut Record) -> R
     if !shared.mesh.wait_complete(VIEW_DEADLINE).await {
         return Err(Failure::View);
     }
+    ask(worker, captured.original_dst.ip()).await?;
     let view: Arc<View> = shared.mesh.view();
     let caller = identify::local(&view, &captured.pod);
     record.source.identity = Some(captured.pod.identity.clone());
