@@ -8,6 +8,8 @@ use std::{
 use tokio::time::Instant;
 use underpass_hbone::Meter;
 use underpass_model::{Identity, Service, Workload};
+use underpass_policy::Origin;
+use underpass_runtime::Chain;
 
 use crate::resolve::{NextHop, Resolved};
 
@@ -32,6 +34,8 @@ pub(crate) struct Record {
     pub(crate) destination: Party,
     /// Where the tunnel ends or began, if there is one.
     pub(crate) hbone_addr: Option<SocketAddr>,
+    /// Who on this node a stranger is, where that was asked.
+    pub(crate) origin: Option<Origin>,
     /// The service that was dialled.
     pub(crate) service: Option<Arc<Service>>,
     closed: bool,
@@ -77,6 +81,7 @@ impl Record {
             source,
             destination: Party::default(),
             hbone_addr: None,
+            origin: None,
             service: None,
             closed: false,
         }
@@ -99,7 +104,7 @@ impl Record {
         match outcome {
             Ok(()) => self.write("ok", None),
             Err(failed) => {
-                let story = crate::enrolment::Chain(failed.error).to_string();
+                let story = Chain(failed.error).to_string();
                 self.write(failed.reason, Some(&story));
             }
         }
@@ -128,6 +133,7 @@ impl Record {
             src.workload = src.map(|workload| &*workload.name),
             src.namespace = src.map(|workload| &*workload.namespace),
             src.identity = src_identity.as_deref(),
+            src.origin = self.origin.map(origin),
             dst.addr = dst_addr.as_deref(),
             dst.hbone_addr = hbone_addr.as_deref(),
             dst.service = self.service.as_ref().map(|service| &*service.name.hostname),
@@ -141,6 +147,14 @@ impl Record {
             error,
             "connection closed"
         );
+    }
+}
+
+fn origin(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Host => "host",
+        Origin::Kubelet => "kubelet",
+        Origin::Remote => "remote",
     }
 }
 

@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::time::Instant;
-use underpass_discovery::{Mesh, Store, client};
+use underpass_discovery::{
+    Mesh, Store,
+    client::{self, ClientOptions},
+    kept::KeptView,
+};
 use underpass_identity::{
     authority::GrpcAuthority,
     store::{CertificateStore, KeptFile, StoreOptions},
@@ -44,12 +48,12 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let kept = config.certificates_file.clone().map(KeptFile::new).transpose().context("--certificates-file")?;
     let options = StoreOptions { kept, ..StoreOptions::default() };
     let (certificates, renewal) = CertificateStore::new(Arc::new(authority), options);
-    tasks::spawn("certificates", renewal.run(stop.clone()));
+    tasks::root("certificates", renewal.run(stop.clone()), &stop);
 
     let store = Store::new();
     let mesh = store.mesh();
     tasks::spawn("view readiness", complete(mesh.clone(), readiness.pending("view of the mesh")));
-    tasks::spawn("discovery", client::run(control, debug::node(&config), store, stop.clone()));
+    tasks::root("discovery", client::run(control, discovery(&config), store, stop.clone()), &stop);
 
     let watched = Watched::new(config.workers()).context("make the workers' epoll sets")?;
     let (probes, questions) = Probes::new();
@@ -76,8 +80,10 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         certificates: certificates.clone(),
         workers,
         probes,
+        draining: shutdown.clone(),
     };
-    tasks::spawn("enrolment", enrolment.run(questions, readiness.pending("pods of this node"), shutdown.clone()));
+    let pending = readiness.pending("pods of this node");
+    tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
     let draining = Arc::clone(&pods);
     let pages = debug::pages(&config, log, &Shown { pods, mesh, certificates, shutdown: shutdown.clone() });
@@ -107,7 +113,7 @@ async fn complete(mesh: Mesh, pending: Pending) {
 /// Waits until the last connection has ended, or the deadline.
 async fn drain(pods: &Pods, deadline: Duration) {
     const STEP: Duration = Duration::from_millis(50);
-    let live = || pods.all().values().map(|pod| pod.connections.live()).sum::<u64>();
+    let live = || pods.all().values().map(|pod| pod.connections.open()).sum::<u64>();
     let until = Instant::now() + deadline;
     tracing::info!(live = live(), deadline_s = deadline.as_secs(), "draining");
     while live() > 0 && Instant::now() < until {
@@ -116,6 +122,17 @@ async fn drain(pods: &Pods, deadline: Duration) {
     match live() {
         0 => tracing::info!("every connection has ended"),
         cut => tracing::warn!(cut, "the drain deadline ends these connections"),
+    }
+}
+
+/// How discovery's server knows us.
+fn discovery(config: &Config) -> ClientOptions {
+    let metadata = [("NODE_NAME", config.node_name.as_str()), ("CLUSTER_ID", config.cluster.as_str())];
+    ClientOptions {
+        node_id: format!("nodeproxy~{}", config.node_name),
+        metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+        on_demand: config.on_demand,
+        kept: config.view_file.clone().map(KeptView::new),
     }
 }
 

@@ -80,6 +80,12 @@ impl Loads {
         self.0.borrow_mut().entry(endpoint.clone()).or_default().failed = Some(Instant::now());
     }
 
+    /// Forgets endpoints that are neither in use nor were in trouble a moment ago.
+    pub(crate) fn prune(&self) {
+        let recent = |known: &Known| known.failed.is_some_and(|at| at.elapsed() < EJECTION);
+        self.0.borrow_mut().retain(|_, known| known.active > 0 || recent(known));
+    }
+
     /// The endpoint was reached.
     pub(crate) fn reached(&self, endpoint: &WorkloadUid) {
         if let Some(known) = self.0.borrow_mut().get_mut(endpoint) {

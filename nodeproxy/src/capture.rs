@@ -12,12 +12,14 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::net::TcpStream;
 
 pub(crate) use listener::{Door, Listeners};
-pub(crate) use original_dst::{NoOriginalDst, canonical, original_dst};
+pub(crate) use original_dst::{CaptureError, canonical};
 pub(crate) use watch::{Knock, Watch, Watched};
 
 use crate::pods::Pod;
 
-/// One connection taken inside a pod.
+use original_dst::original_dst;
+
+/// One redirected connection taken inside a pod.
 pub(crate) struct Captured {
     /// The accepted socket.
     pub(crate) stream: TcpStream,
@@ -27,4 +29,12 @@ pub(crate) struct Captured {
     pub(crate) original_dst: SocketAddr,
     /// The pod in whose namespace the socket is.
     pub(crate) pod: Arc<Pod>,
+}
+
+impl Captured {
+    /// What the client wanted before it was redirected to us.
+    pub(crate) fn of(knock: Knock) -> Result<Self, CaptureError> {
+        let original_dst = original_dst(&knock.stream)?;
+        Ok(Self { stream: knock.stream, client: knock.client, original_dst, pod: knock.pod })
+    }
 }

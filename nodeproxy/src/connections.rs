@@ -15,14 +15,19 @@ pub(crate) struct Connections {
     live: Arc<AtomicU64>,
     tunnels: Arc<AtomicU64>,
     ending: Shutdown,
-    /// Set while the agent waits for the last connection to end; only then does a close wake another thread.
-    reported: Arc<watch::Sender<Option<u64>>>,
+    /// Followed while the agent waits for the last connection to end; only then does a close wake another thread.
+    reported: Arc<watch::Sender<u64>>,
 }
 
-/// A permit in use. Dropping it forgets the connection.
+/// A connection that came in. It counts from its first moment, long before anything is decided: un-enrolment must not
+/// take the rules away under it. Dropping it forgets the connection.
 #[derive(Debug)]
-pub(crate) struct Lease {
-    connections: Connections,
+pub(crate) struct Arrival(Connections);
+
+/// A permit in use, for as long as the connection lives.
+#[derive(Debug)]
+pub(crate) struct Lease<'a> {
+    arrival: &'a Arrival,
     permit: Permit,
 }
 
@@ -37,16 +42,15 @@ pub(crate) struct PodEnds;
 
 impl Connections {
     pub(crate) fn new() -> Self {
-        let (reported, _) = watch::channel(None);
+        let (reported, _) = watch::channel(0);
         Self { live: Arc::default(), tunnels: Arc::default(), ending: Shutdown::new(), reported: Arc::new(reported) }
     }
 
-    /// Registers a connection before it is used, so that no end falls between permit and use.
-    pub(crate) fn admit(&self, permit: Permit) -> Result<Lease, PodEnds> {
+    /// Registers a connection.
+    pub(crate) fn arrive(&self) -> Arrival {
         self.live.fetch_add(1, Ordering::SeqCst);
         self.report();
-        let lease = Lease { connections: self.clone(), permit };
-        if self.ending.is_requested() { Err(PodEnds) } else { Ok(lease) }
+        Arrival(self.clone())
     }
 
     /// Registers a peer's tunnel.
@@ -60,22 +64,27 @@ impl Connections {
         const STEP: Duration = Duration::from_millis(5);
         self.end();
         let closed = async {
-            while self.live() > 0 || self.tunnels.load(Ordering::SeqCst) > 0 {
+            while self.open() > 0 {
                 tokio::time::sleep(STEP).await;
             }
         };
         tokio::time::timeout(deadline, closed).await.is_ok()
     }
 
-    /// How many there are.
+    /// How many connections there are.
     pub(crate) fn live(&self) -> u64 {
         self.live.load(Ordering::SeqCst)
     }
 
-    /// Begins to tell every change of the number, starting with what it is.
-    pub(crate) fn follow(&self) -> watch::Receiver<Option<u64>> {
+    /// How many connections and tunnels there are.
+    pub(crate) fn open(&self) -> u64 {
+        self.live() + self.tunnels.load(Ordering::SeqCst)
+    }
+
+    /// Begins to tell every change of the number of connections, starting with what it is.
+    pub(crate) fn follow(&self) -> watch::Receiver<u64> {
         let receiver = self.reported.subscribe();
-        self.reported.send_replace(Some(self.live()));
+        self.report();
         receiver
     }
 
@@ -91,27 +100,40 @@ impl Connections {
 
     fn report(&self) {
         if self.reported.receiver_count() > 0 {
-            self.reported.send_replace(Some(self.live()));
+            // Read under the channel's lock: else a slow reporter could overwrite a newer number with an older one.
+            self.reported.send_modify(|reported| *reported = self.live());
         }
     }
 }
 
-impl Lease {
+impl Arrival {
+    /// Turns a permit into a lease, unless the pod ends.
+    pub(crate) fn admit(&self, permit: Permit) -> Result<Lease<'_>, PodEnds> {
+        if self.0.ending.is_requested() { Err(PodEnds) } else { Ok(Lease { arrival: self, permit }) }
+    }
+}
+
+impl Lease<'_> {
     /// What may be dialled.
     pub(crate) fn permit(&self) -> &Permit {
         &self.permit
     }
 
-    /// Completes when the connection must end before its ends want to.
-    pub(crate) async fn ended(&self) {
-        self.connections.ending.requested().await;
+    /// What the future gives, unless the connection must end before.
+    pub(crate) async fn unless_ended<T>(&self, future: impl Future<Output = T>) -> Result<T, PodEnds> {
+        tokio::select! {
+            // An end wins over whatever it does to the bytes.
+            biased;
+            () = self.arrival.0.ended() => Err(PodEnds),
+            done = future => Ok(done),
+        }
     }
 }
 
-impl Drop for Lease {
+impl Drop for Arrival {
     fn drop(&mut self) {
-        self.connections.live.fetch_sub(1, Ordering::SeqCst);
-        self.connections.report();
+        self.0.live.fetch_sub(1, Ordering::SeqCst);
+        self.0.report();
     }
 }
 
@@ -123,9 +145,10 @@ impl Drop for OpenTunnel {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use underpass_model::TrustDomain;
     use underpass_policy::{Facts, Hop, Source, authorize};
+
+    use super::*;
 
     fn permit() -> Permit {
         let source = Source::Peer("spiffe://cluster.local/ns/a/sa/b".parse().unwrap());
@@ -135,20 +158,36 @@ mod tests {
     }
 
     #[test]
-    fn counts_a_connection_from_admission_to_the_drop_of_its_lease() {
+    fn counts_a_connection_from_its_arrival_to_its_end() {
         let connections = Connections::new();
-        let lease = connections.admit(permit()).unwrap();
+        let arrival = connections.arrive();
         let mut followed = connections.follow();
-        assert_eq!(*followed.borrow_and_update(), Some(1));
-        drop(lease);
-        assert_eq!(*followed.borrow_and_update(), Some(0));
+        assert_eq!(*followed.borrow_and_update(), 1);
+        assert!(arrival.admit(permit()).is_ok());
+        assert_eq!(*followed.borrow_and_update(), 1, "a permit given back is no end");
+        drop(arrival);
+        assert_eq!(*followed.borrow_and_update(), 0);
     }
 
     #[test]
-    fn admits_nothing_once_the_pod_ends() {
+    fn many_threads_that_end_connections_leave_the_true_number_behind() {
         let connections = Connections::new();
+        let followed = connections.follow();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|_| drop(connections.arrive())));
+            }
+        });
+        assert_eq!(*followed.borrow(), 0);
+    }
+
+    #[tokio::test]
+    async fn admits_nothing_once_the_pod_ends_and_ends_what_is_under_way() {
+        let connections = Connections::new();
+        let arrival = connections.arrive();
+        let lease = arrival.admit(permit()).unwrap();
         connections.end();
-        assert!(connections.admit(permit()).is_err());
-        assert_eq!(connections.live(), 0, "the refused connection is forgotten");
+        assert!(lease.unless_ended(std::future::pending::<()>()).await.is_err());
+        assert!(arrival.admit(permit()).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
-use underpass_discovery::{Mesh, client::ClientOptions, kept::KeptView};
+use underpass_discovery::Mesh;
 use underpass_identity::store::CertificateStore;
 use underpass_runtime::{
     Shutdown,
@@ -71,15 +71,4 @@ fn mesh_summary(mesh: &Mesh) -> serde_json::Value {
         "services": counts.services,
         "authorizations": counts.authorizations,
     })
-}
-
-/// How discovery's server knows us.
-pub(crate) fn node(config: &Config) -> ClientOptions {
-    let metadata = [("NODE_NAME", config.node_name.as_str()), ("CLUSTER_ID", config.cluster.as_str())];
-    ClientOptions {
-        node_id: format!("nodeproxy~{}", config.node_name),
-        metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-        on_demand: config.on_demand,
-        kept: config.view_file.clone().map(KeptView::new),
-    }
 }

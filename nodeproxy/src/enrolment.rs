@@ -2,17 +2,23 @@
 //!
 //! A lost agent changes nothing for the pods that are served; both sockets are dialled again until it is back.
 
-use std::{collections::HashMap, collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use underpass_enrolment::{
     node::{self, ListeningSocket, ReleaseReason, ToAgent, ToProxy},
     seqpacket::{ConnectError, Connection, RecvError, SendError},
-    zds,
+    zds::{self, WorkloadInfo},
 };
 use underpass_identity::store::CertificateStore;
 use underpass_model::PodUid;
-use underpass_runtime::{Backoff, Shutdown, admin::Pending, tasks};
+use underpass_runtime::{Backoff, Chain, Shutdown, admin::Pending, tasks};
 
 use crate::{
     capture::Listeners,
@@ -35,6 +41,8 @@ pub(crate) struct Enrolment {
     pub(crate) certificates: CertificateStore,
     pub(crate) workers: Workers,
     pub(crate) probes: Probes,
+    /// Asked when no pod may be added any more; the agent is still told of those that are here.
+    pub(crate) draining: Shutdown,
 }
 
 /// Why a session with the agent ended.
@@ -61,6 +69,8 @@ struct Session<'a> {
     /// Pods named so far; `None` once the snapshot is complete.
     named: Option<HashSet<PodUid>>,
     ready: &'a mut Option<Pending>,
+    /// Pods under release of whose connections the agent is told.
+    told: HashSet<PodUid>,
 }
 
 impl Enrolment {
@@ -108,15 +118,30 @@ impl Enrolment {
         if node.is_some() {
             self.probes.connected();
         }
-        let mut session =
-            Session { enrolment: self, node: node.clone(), outbox, kept, named: Some(HashSet::new()), ready };
+        let mut session = Session {
+            enrolment: self,
+            node: node.clone(),
+            outbox,
+            kept,
+            named: Some(HashSet::new()),
+            ready,
+            told: HashSet::new(),
+        };
         let mut asked = HashMap::new();
         let mut next_question = 0u64;
         loop {
             tokio::select! {
                 request = zds.recv::<zds::Request>() => {
-                    let request = request?.ok_or(SessionError::Closed("the ZDS socket"))?;
-                    let ack = session.answer(request).await?;
+                    let ack = match request {
+                        Ok(Some(request)) => session.answer(request).await?,
+                        Ok(None) => return Err(SessionError::Closed("the ZDS socket")),
+                        // One pod that cannot be read must not keep the others from being served.
+                        Err(RecvError::Decode(error)) => {
+                            tracing::warn!(%error, "a request of the node agent makes no sense");
+                            zds::Ack::failed(&error.to_string())
+                        }
+                        Err(error) => return Err(error.into()),
+                    };
                     zds.send(&ack).await?;
                 }
                 message = receive(node.as_deref()) => match message?.ok_or(SessionError::Closed("node.sock"))? {
@@ -149,7 +174,7 @@ impl Enrolment {
         let mut kept = HashMap::new();
         loop {
             match connection.recv::<ToProxy>().await?.ok_or(SessionError::Closed("node.sock"))? {
-                ToProxy::Hello { version: node::VERSION } | ToProxy::ProbeAnswer { .. } | ToProxy::Release { .. } => {}
+                ToProxy::Hello { version: node::VERSION } => {}
                 ToProxy::Hello { version } => return Err(SessionError::NodeVersion(version)),
                 ToProxy::Listeners(listeners) => {
                     let sockets = listeners.sockets.into_iter().map(|socket| (socket.port, socket.socket)).collect();
@@ -159,6 +184,9 @@ impl Enrolment {
                     }
                 }
                 ToProxy::ListenersSent => break,
+                ToProxy::ProbeAnswer { .. } | ToProxy::Release { .. } => {
+                    tracing::warn!("the node agent spoke before it had greeted");
+                }
             }
         }
         for (uid, pod) in self.pods.all().iter() {
@@ -175,21 +203,10 @@ impl Session<'_> {
         Ok(match request {
             zds::Request::Add { uid, info, netns } => {
                 self.name(&uid);
-                let listeners = self.kept.remove(&uid);
-                let make = listeners.is_none() && self.enrolment.pods.get(&uid).is_none();
-                match self.enrolment.pods.add(NewPod { uid: uid.clone(), info, netns, listeners }) {
-                    Ok(pod) => {
-                        if make && self.node.is_some() {
-                            send(self.node.as_deref(), &listeners_of(&pod)?).await?;
-                        }
-                        self.tell_when_ready(pod);
-                        zds::Ack::done()
-                    }
-                    Err(error) => {
-                        tracing::warn!(pod.uid = %uid, %error, "a pod cannot be served");
-                        zds::Ack::failed(&error.to_string())
-                    }
+                if self.enrolment.draining.is_requested() {
+                    return Ok(zds::Ack::failed("this proxy is draining"));
                 }
+                self.add(uid, info, netns).await?
             }
             zds::Request::Keep { uid } => {
                 self.name(&uid);
@@ -214,6 +231,35 @@ impl Session<'_> {
         })
     }
 
+    async fn add(&mut self, uid: PodUid, info: WorkloadInfo, netns: OwnedFd) -> Result<zds::Ack, SessionError> {
+        let pods = &self.enrolment.pods;
+        let pod = match pods.get(&uid) {
+            Some(known) if known.is_in(netns.as_fd()) => known,
+            known => {
+                if known.is_some() {
+                    // A new sandbox of the same pod: nothing of the old one may be used again, tunnels least of all.
+                    self.remove(&uid);
+                }
+                let listeners = self.kept.remove(&uid);
+                let made = listeners.is_none();
+                match pods.add(NewPod { uid: uid.clone(), info, netns, listeners }) {
+                    Ok(pod) => {
+                        if made {
+                            send(self.node.as_deref(), &listeners_of(&pod)?).await?;
+                        }
+                        pod
+                    }
+                    Err(error) => {
+                        tracing::warn!(pod.uid = %uid, error = %Chain(&error), "a pod cannot be served");
+                        return Ok(zds::Ack::failed(&Chain(&error).to_string()));
+                    }
+                }
+            }
+        };
+        self.tell_when_ready(&pod);
+        Ok(zds::Ack::done())
+    }
+
     fn name(&mut self, uid: &PodUid) {
         if let Some(named) = &mut self.named {
             named.insert(uid.clone());
@@ -226,15 +272,19 @@ impl Session<'_> {
         }
     }
 
-    /// Tells the agent when the pod's certificate is there, or once why it is not.
-    fn tell_when_ready(&self, pod: Arc<Pod>) {
+    /// Tells the agent when the pod's certificate is there, or why it is not yet. Holds nothing that would keep the pod.
+    fn tell_when_ready(&self, pod: &Pod) {
         let (certificates, outbox) = (self.enrolment.certificates.clone(), self.outbox.clone());
+        let (uid, identity, connections) = (pod.uid.clone(), pod.identity.clone(), pod.connections.clone());
         tasks::spawn("ready", async move {
             loop {
-                let outcome = certificates.wait(&pod.identity, CERTIFICATE_DEADLINE).await;
+                let outcome = tokio::select! {
+                    outcome = certificates.wait(&identity, CERTIFICATE_DEADLINE) => outcome,
+                    () = connections.ended() => return,
+                };
                 let there = outcome.is_ok();
                 let outcome = outcome.map(drop).map_err(|error| Chain(&error).to_string());
-                let told = outbox.send(ToAgent::Ready { pod: pod.uid.clone(), outcome }).await;
+                let told = outbox.send(ToAgent::Ready { pod: uid.clone(), outcome }).await;
                 if there || told.is_err() {
                     return;
                 }
@@ -242,7 +292,7 @@ impl Session<'_> {
         });
     }
 
-    fn release(&self, uid: PodUid, reason: ReleaseReason, deadline: Duration) {
+    fn release(&mut self, uid: PodUid, reason: ReleaseReason, deadline: Duration) {
         let Some(pod) = self.enrolment.pods.get(&uid) else {
             // Removed already, or never served: the agent need not wait.
             let message = match reason {
@@ -264,20 +314,12 @@ impl Session<'_> {
                 });
             }
             ReleaseReason::Unenrolled => {
-                tasks::spawn("release", async move {
-                    let mut live = pod.connections.follow();
-                    loop {
-                        let connections = (*live.borrow_and_update()).unwrap_or_default();
-                        let told = outbox.send(ToAgent::Live { pod: uid.clone(), connections }).await;
-                        if told.is_err() {
-                            return;
-                        }
-                        tokio::select! {
-                            changed = live.changed() => if changed.is_err() { return },
-                            () = pod.connections.ended() => return,
-                        }
-                    }
-                });
+                // One teller a pod, however often the agent asks.
+                if self.told.insert(uid.clone()) {
+                    tasks::spawn("release", tell_live(pod, outbox));
+                } else {
+                    self.tell(ToAgent::Live { pod: uid, connections: remaining(&pod) });
+                }
             }
         }
     }
@@ -287,6 +329,31 @@ impl Session<'_> {
             tracing::warn!("too many messages wait for the node agent; one was dropped");
         }
     }
+}
+
+/// Tells the agent of every change of a pod's connections, until the pod is removed.
+async fn tell_live(pod: Arc<Pod>, outbox: mpsc::Sender<ToAgent>) {
+    const RECHECK: Duration = Duration::from_millis(20);
+    let mut live = pod.connections.follow();
+    loop {
+        live.mark_unchanged();
+        let connections = remaining(&pod);
+        if outbox.send(ToAgent::Live { pod: pod.uid.clone(), connections }).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            changed = live.changed() => if changed.is_err() { return },
+            () = pod.connections.ended() => return,
+            // Somebody waits in a queue, of which no worker has told yet.
+            () = tokio::time::sleep(RECHECK), if connections > 0 && pod.connections.live() == 0 => {}
+        }
+    }
+}
+
+/// How many captured connections a pod has, with those that nobody has accepted yet.
+fn remaining(pod: &Pod) -> u64 {
+    let live = pod.connections.live();
+    if live == 0 && pod.listeners.have_waiting() { 1 } else { live }
 }
 
 /// Never completes where there is no such socket.
@@ -311,19 +378,4 @@ fn listeners_of(pod: &Pod) -> Result<ToAgent, SessionError> {
     let sockets = pod.listeners.descriptors().into_iter().map(duplicate).collect::<std::io::Result<_>>();
     let sockets = sockets.map_err(|source| SendError::Io { message: "listeners", source })?;
     Ok(ToAgent::Listeners(node::Listeners { pod: pod.uid.clone(), sockets }))
-}
-
-/// An error with all its causes on one line.
-pub(crate) struct Chain<'a>(pub(crate) &'a dyn std::error::Error);
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }

@@ -17,7 +17,7 @@ use underpass_policy::Denial;
 
 use crate::{
     account::Failed,
-    capture::{Door, Knock, NoOriginalDst},
+    capture::{CaptureError, Door, Knock},
     connections::{Lease, PodEnds},
     resolve::{ResolveError, inbound::ResolveInboundError},
     tunnel::{DialError, Upstream},
@@ -33,9 +33,12 @@ pub(crate) enum Failure {
     /// Not allowed.
     #[error("denied")]
     Authorize(#[from] Denial),
+    /// The peer gave up before it was answered.
+    #[error("the peer gave up")]
+    Cancelled,
     /// Not a connection of ours.
     #[error("capture")]
-    Capture(#[from] NoOriginalDst),
+    Capture(#[from] CaptureError),
     /// This pod cannot prove who it is.
     #[error("own certificate")]
     Certificate(#[from] StoreError),
@@ -76,8 +79,9 @@ impl Failure {
             Self::Answer(error) => error.reason(),
             Self::Ask(error) => error.reason(),
             Self::Authorize(error) => error.reason(),
-            Self::Capture(_) => "no_original_destination",
-            Self::Certificate(_) => "no_certificate",
+            Self::Cancelled => "peer_gave_up",
+            Self::Capture(error) => error.reason(),
+            Self::Certificate(error) => error.reason(),
             Self::Copy(error) => error.reason(),
             Self::Dial(error) => error.reason(),
             Self::Ended(_) => "pod_ends",
@@ -104,30 +108,22 @@ pub(crate) fn enter(knock: Knock, worker: &Rc<Worker>) {
 }
 
 /// Step six. A lease that ends wins over whatever that does to the bytes.
-async fn copy(downstream: TcpStream, upstream: Upstream, lease: &Lease, meter: &Meter) -> Result<(), Failure> {
+async fn copy(downstream: TcpStream, upstream: Upstream, lease: &Lease<'_>, meter: &Meter) -> Result<(), Failure> {
     let both_ways = async {
         match upstream {
             Upstream::Tcp(upstream) => tcp_with_tcp(downstream, upstream, meter).await,
             Upstream::Tunnel(upstream, _) => tcp_with_tunnel(downstream, *upstream, meter).await,
         }
     };
-    tokio::select! {
-        biased;
-        () = lease.ended() => Err(PodEnds.into()),
-        copied = both_ways => Ok(copied?),
-    }
+    Ok(lease.unless_ended(both_ways).await??)
 }
 
-/// Step six for a peer's stream: the application is TCP, the peer the tunnel.
+/// Step six for a peer's stream: the peer is the tunnel, the application TCP.
 async fn copy_inbound(
     stream: TunnelStream,
     application: TcpStream,
-    lease: &Lease,
+    lease: &Lease<'_>,
     meter: &Meter,
 ) -> Result<(), Failure> {
-    tokio::select! {
-        biased;
-        () = lease.ended() => Err(PodEnds.into()),
-        copied = tunnel_with_tcp(stream, application, meter) => Ok(copied?),
-    }
+    Ok(lease.unless_ended(tunnel_with_tcp(stream, application, meter)).await??)
 }

@@ -24,8 +24,13 @@ use clap::Parser;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> anyhow::Result<()> {
-    let config = config::Config::parse();
+    let config = config::Config::try_parse().unwrap_or_else(|error| {
+        // EX_USAGE, so that a supervisor can tell a wrong flag from a failure; help and version are no error.
+        drop(error.print());
+        std::process::exit(if error.use_stderr() { 64 } else { 0 });
+    });
     let log = underpass_runtime::telemetry::init(&config.log)?;
+    underpass_runtime::limits::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(app::run(config, log))
 }

@@ -74,10 +74,10 @@ pub(crate) struct NewPod {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AddPodError {
     /// Its names could not stand in a certificate.
-    #[error("its identity: {0}")]
+    #[error("its identity")]
     Identity(#[source] IdentityError),
     /// Its namespace cannot be entered, or one of its ports is taken.
-    #[error("its listeners: {0}")]
+    #[error("its listeners")]
     Listeners(#[source] io::Error),
 }
 
@@ -85,6 +85,11 @@ impl Pod {
     /// Its network namespace.
     pub(crate) fn netns(&self) -> BorrowedFd<'_> {
         self.netns.as_fd()
+    }
+
+    /// Whether this descriptor is of its network namespace.
+    pub(crate) fn is_in(&self, netns: BorrowedFd<'_>) -> bool {
+        matches!((netns::id(self.netns()), netns::id(netns)), (Ok(own), Ok(other)) if own == other)
     }
 }
 
@@ -94,18 +99,8 @@ impl Pods {
         Self { household, watched, next_number: AtomicU64::new(1), by_uid: ArcSwap::default() }
     }
 
-    /// Begins to serve a pod; the same pod in the same namespace is left as it is.
+    /// Begins to serve a pod that is not served.
     pub(crate) fn add(&self, new: NewPod) -> Result<Arc<Pod>, AddPodError> {
-        let known = self.by_uid.load().get(&new.uid).cloned();
-        if let Some(known) = known {
-            let ids = (netns::id(known.netns()), netns::id(new.netns.as_fd()));
-            if let (Ok(old), Ok(new)) = ids
-                && old == new
-            {
-                return Ok(known);
-            }
-            self.remove(&new.uid);
-        }
         let info = &new.info;
         let identity = Identity::new(self.household.trust_domain.clone(), &info.namespace, &info.service_account)
             .map_err(AddPodError::Identity)?;

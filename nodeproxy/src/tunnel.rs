@@ -47,7 +47,7 @@ impl DialError {
     /// The stable label of this failure in logs and metrics.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
-            Self::Certificate(..) => "no_certificate",
+            Self::Certificate(_, error) => error.reason(),
             Self::Connect(_, error) => connect_reason(error),
             Self::Tunnel(_, error) => error.reason(),
         }
@@ -83,14 +83,14 @@ pub(crate) struct Dialler<'a> {
 
 impl Dialler<'_> {
     /// Opens the way that was permitted.
-    pub(crate) async fn dial(&self, resolved: &Resolved, lease: &Lease) -> Result<Upstream, DialError> {
+    pub(crate) async fn dial(&self, resolved: &Resolved, lease: &Lease<'_>) -> Result<Upstream, DialError> {
         match &resolved.next_hop {
             NextHop::Passthrough(_) | NextHop::Plain { .. } => {
                 let to = lease.permit().destination();
                 // The application's own choice of source address, where it made one, is kept.
                 let source = SourceAddress::Keep(self.client.ip());
                 let source = if self.client.is_ipv4() == to.is_ipv4() { source } else { SourceAddress::Pod };
-                let connected = socket::connect(self.pod.netns(), to, source).await;
+                let connected = socket::connect_end(self.pod.netns(), to, source).await;
                 connected.map(Upstream::Tcp).map_err(|error| DialError::Connect(to, error))
             }
             NextHop::Tunnel(hop) => self.tunnel(hop, resolved).await,
@@ -99,14 +99,8 @@ impl Dialler<'_> {
 
     async fn tunnel(&self, hop: &TunnelHop, resolved: &Resolved) -> Result<Upstream, DialError> {
         let own = &self.pod.identity;
-        let certificates = &self.worker.shared.certificates;
-        let credentials = match certificates.credentials(own) {
-            Some(credentials) => credentials,
-            None => {
-                let waited = certificates.wait(own, CERTIFICATE_DEADLINE).await;
-                waited.map_err(|error| DialError::Certificate(own.clone(), error))?
-            }
-        };
+        let waited = self.worker.shared.certificates.wait(own, CERTIFICATE_DEADLINE).await;
+        let credentials = waited.map_err(|error| DialError::Certificate(own.clone(), error))?;
         let key = TunnelKey {
             pod: self.pod.uid.clone(),
             own: own.clone(),

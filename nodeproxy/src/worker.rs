@@ -3,7 +3,7 @@
 //! A connection, its tunnel and its tasks stay on the worker that accepted it, so that no byte ever waits for another
 //! thread. What workers share is read-only: views of the mesh, certificates, the table of pods.
 
-use std::{io, rc::Rc, sync::Arc, time::Duration};
+use std::{io, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use tokio::{sync::mpsc, task::LocalSet};
@@ -73,11 +73,14 @@ pub(crate) fn start(
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let local = LocalSet::new();
             let run = run(number, watched, shared, commands, stop);
-            if let Err(error) = runtime.block_on(local.run_until(run)) {
-                tracing::error!(%error, worker = number, "a worker cannot go on");
-                // Half of the connections would fail for ever; a new process serves all of them.
-                std::process::exit(70);
+            let ended = AssertUnwindSafe(|| runtime.block_on(local.run_until(run)));
+            match std::panic::catch_unwind(ended) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => tracing::error!(%error, worker = number, "a worker cannot go on"),
+                Err(_panic) => tracing::error!(worker = number, "a worker panicked"),
             }
+            // Half of the connections would fail for ever; a new process serves all of them.
+            std::process::exit(70);
         })?;
         senders.push(sender);
         threads.push(thread);
@@ -149,6 +152,7 @@ async fn knock(watch: &mut Watch) -> Knock {
 impl Worker {
     /// Tunnels to workloads that are gone, moved, left the mesh or changed their name take no new connection.
     fn forget_the_gone(&self, view: &View) {
+        self.loads.prune();
         self.pool.evict(|key| {
             !view.workload(&key.destination).is_some_and(|workload| {
                 workload.tunnel == Tunnel::Hbone

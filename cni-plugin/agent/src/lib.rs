@@ -4,7 +4,6 @@
 //! proxies, [`program`] to namespaces, [`probe`] to the kernel; [`redirect`], [`exclusions`] and [`facts`] are pure.
 
 pub mod app;
-mod chain;
 pub mod config;
 pub mod exclusions;
 pub mod facts;

@@ -20,12 +20,9 @@ use underpass_enrolment::plugin::{
 };
 use underpass_model::{PodUid, names::NEVER_ENROLLED};
 use underpass_objects::{Snapshot, pod};
-use underpass_runtime::{Shutdown, tasks};
+use underpass_runtime::{Chain, Shutdown, tasks};
 
-use crate::{
-    chain::Chain,
-    pods::{Outcome, Pods, Sandbox},
-};
+use crate::pods::{Outcome, Pods, Sandbox};
 
 /// Answers the plugin.
 #[derive(Clone, Debug)]

@@ -70,7 +70,7 @@ impl Prober {
         match origin {
             Ok(Ok(origin)) => origin,
             Ok(Err(error)) => {
-                tracing::warn!(error = %crate::chain::Chain(&error), "the origin of a connection is not known");
+                tracing::warn!(error = %underpass_runtime::Chain(&error), "the origin of a connection is not known");
                 Origin::Forwarded
             }
             Err(_panicked) => Origin::Forwarded,

@@ -5,11 +5,14 @@
 
 pub mod admin;
 pub mod backoff;
+pub mod chain;
 #[cfg(feature = "control")]
 pub mod control;
+pub mod limits;
 pub mod shutdown;
 pub mod tasks;
 pub mod telemetry;
 
 pub use backoff::Backoff;
+pub use chain::Chain;
 pub use shutdown::Shutdown;

@@ -4,6 +4,8 @@ use std::{future::Future, panic::AssertUnwindSafe, pin::Pin, task::Context, task
 
 use tokio::task::JoinHandle;
 
+use crate::Shutdown;
+
 /// Spawns on the current runtime.
 pub fn spawn<F>(name: &'static str, future: F) -> JoinHandle<()>
 where
@@ -18,6 +20,22 @@ where
     F: Future<Output = ()> + 'static,
 {
     tokio::task::spawn_local(Supervised { name, future: Box::pin(future) })
+}
+
+/// Spawns a task without which the process is of no use. If it ends, by a panic or otherwise, before anybody asked to
+/// stop, the process ends with status 70 (`EX_SOFTWARE`), so that whoever supervises it starts a whole one.
+pub fn root<F>(name: &'static str, future: F, shutdown: &Shutdown) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        Supervised { name, future: Box::pin(future) }.await;
+        if !shutdown.is_requested() {
+            tracing::error!(task = name, "a task that must not end has ended; so does the process");
+            std::process::exit(70);
+        }
+    })
 }
 
 struct Supervised<F> {

@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 use underpass_enrolment::netns;
 use underpass_model::names::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PROXY_MARK};
@@ -78,6 +79,13 @@ impl Listeners {
             Door::Outbound => &self.outbound,
             Door::Plaintext => &self.plaintext,
         }
+    }
+
+    /// Whether somebody connected whom nobody has accepted yet.
+    pub(crate) fn have_waiting(&self) -> bool {
+        let mut asked = Door::ALL.map(|door| PollFd::new(self.socket(door).as_fd(), PollFlags::POLLIN));
+        // An error is no reason to wait for ever.
+        poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// All of them with their ports, to be duplicated by the agent.

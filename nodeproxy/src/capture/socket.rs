@@ -11,6 +11,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 use underpass_enrolment::netns;
+use underpass_hbone::copy::reset_on_close;
 use underpass_model::names::PROXY_MARK;
 
 /// How long the kernel may try to connect. Long enough for one lost SYN and its two repetitions.
@@ -33,6 +34,12 @@ pub(crate) async fn connect(netns: BorrowedFd<'_>, to: SocketAddr, source: Sourc
     prepare(&socket, to, source)?;
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
     tokio::time::timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// [`connect`] for the other end of a connection that we carry: until its bytes have been carried to their end it closes
+/// with a reset.
+pub(crate) async fn connect_end(netns: BorrowedFd<'_>, to: SocketAddr, source: SourceAddress) -> io::Result<TcpStream> {
+    connect(netns, to, source).await.inspect(reset_on_close)
 }
 
 fn prepare(socket: &Socket, to: SocketAddr, source: SourceAddress) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! How several workers share one listener without a thundering herd.
 //!
 //! Each worker has an epoll set of its own with every listener in it, added with `EPOLLEXCLUSIVE`: a new connection wakes
-//! exactly one of the workers that wait (kernel behaviour since 4.5; tried). The set itself is one descriptor in the
-//! worker's runtime.
+//! few of the workers that wait, mostly one (kernel behaviour since 4.5), and who comes too late finds nothing. The set
+//! itself is one descriptor in the worker's runtime; nested like this the kernel may wake more than one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,6 +14,8 @@ use std::{
 use arc_swap::ArcSwap;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::{io::unix::AsyncFd, net::TcpStream};
+
+use underpass_hbone::copy::reset_on_close;
 
 use super::{Door, original_dst::canonical};
 use crate::pods::Pod;
@@ -143,6 +145,11 @@ impl Watch {
                 Ok((socket, address)) => {
                     socket.set_nonblocking(true)?;
                     let stream = TcpStream::from_std(socket.into())?;
+                    if door != Door::Hbone {
+                        // Whoever dialled was told that it is connected: until the bytes have been carried to their end,
+                        // an orderly close would be a lie. A tunnel's end is told inside of it.
+                        reset_on_close(&stream);
+                    }
                     let client = address.as_socket().map(canonical).ok_or(io::ErrorKind::InvalidData)?;
                     return Ok(Some(Knock { door, pod, stream, client }));
                 }

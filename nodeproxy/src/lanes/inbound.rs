@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::StatusCode;
-use underpass_hbone::{Baggage, Incoming, ServerConnection, ServerOptions, copy::reset_on_close, server};
+use tokio::net::TcpStream;
+use underpass_hbone::{AcceptError, Baggage, Incoming, RequestError, ServerConnection, ServerOptions, server};
 use underpass_identity::tls::Expected;
-use underpass_model::Identity;
+use underpass_model::{Authority, Identity};
 
 use super::Failure;
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
         Knock, canonical,
         socket::{self, SourceAddress},
     },
-    connections::Lease,
+    connections::{Arrival, Lease, PodEnds},
     identify,
     pods::Pod,
     resolve::inbound::{Application, backed_service, resolve},
@@ -51,24 +52,20 @@ pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
 }
 
 async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, SocketAddr), Failure> {
-    let own = &knock.pod.identity;
-    let local = knock.stream.local_addr().map(canonical);
-    let certificates = &worker.shared.certificates;
-    let credentials = match certificates.credentials(own) {
-        Some(credentials) => credentials,
-        None => match certificates.wait(own, CERTIFICATE_DEADLINE).await {
-            Ok(credentials) => credentials,
-            Err(error) => {
-                reset_on_close(&knock.stream);
-                return Err(error.into());
-            }
-        },
+    let connections = knock.pod.connections.clone();
+    let shaken = async {
+        let own = &knock.pod.identity;
+        let hbone = canonical(knock.stream.local_addr().map_err(AcceptError::Tls)?);
+        let credentials = worker.shared.certificates.wait(own, CERTIFICATE_DEADLINE).await?;
+        let expected = Expected::TrustDomain(own.trust_domain().clone());
+        let options = ServerOptions::default();
+        let connection = server::accept(knock.stream, &credentials.server, &expected, &options).await?;
+        Ok((connection, hbone))
     };
-    let expected = Expected::TrustDomain(own.trust_domain().clone());
-    let options = ServerOptions::default();
-    let connection = server::accept(knock.stream, &credentials.server, &expected, &options).await?;
-    let local = local.map_err(|error| DialError::Connect(knock.client, error))?;
-    Ok((connection, local))
+    tokio::select! {
+        shaken = shaken => shaken,
+        () = connections.ended() => Err(PodEnds.into()),
+    }
 }
 
 /// Takes streams until the tunnel ends. A pod that goes, or a proxy that stops, says so to the peer (GOAWAY).
@@ -96,15 +93,27 @@ async fn streams(mut connection: ServerConnection, ends: &Rc<Ends>, worker: &Rc<
 }
 
 async fn stream(incoming: Incoming, ends: Rc<Ends>, worker: Rc<Worker>) {
+    let arrival = ends.pod.connections.arrive();
     let mut record = Record::open(Direction::Inbound, ends.client);
     record.source.identity = Some(ends.peer.clone());
     record.hbone_addr = Some(ends.hbone);
-    let outcome = carry(incoming, &ends, &worker, &mut record).await;
+    let outcome = carry(incoming, (&ends, &arrival), &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
 
-async fn carry(incoming: Incoming, ends: &Ends, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
-    match connect(&incoming, ends, worker, record).await {
+async fn carry(
+    mut incoming: Incoming,
+    (ends, arrival): (&Ends, &Arrival),
+    worker: &Worker,
+    record: &mut Record,
+) -> Result<(), Failure> {
+    let target = Target::of(&incoming);
+    let connected = tokio::select! {
+        connected = connect(target, (ends, arrival), worker, record) => connected,
+        // Who opens and resets must not leave us with sockets on their way.
+        () = incoming.cancelled() => return Err(Failure::Cancelled),
+    };
+    match connected {
         Ok((application, lease)) => {
             let own = record.destination.workload.as_deref().map(Baggage::of).unwrap_or_default();
             let stream = incoming.accept(&own)?;
@@ -117,12 +126,25 @@ async fn carry(incoming: Incoming, ends: &Ends, worker: &Worker, record: &mut Re
     }
 }
 
-async fn connect(
-    incoming: &Incoming,
-    ends: &Ends,
+/// What a CONNECT asks for.
+struct Target {
+    authority: Result<Authority, RequestError>,
+    /// The service that the peer says it dialled.
+    told: Option<Arc<str>>,
+}
+
+impl Target {
+    fn of(incoming: &Incoming) -> Self {
+        Self { authority: incoming.authority.clone(), told: incoming.headers.forwarded.host.clone() }
+    }
+}
+
+async fn connect<'a>(
+    target: Target,
+    (ends, arrival): (&Ends, &'a Arrival),
     worker: &Worker,
     record: &mut Record,
-) -> Result<(tokio::net::TcpStream, Lease), Failure> {
+) -> Result<(TcpStream, Lease<'a>), Failure> {
     let shared = &worker.shared;
     let view = shared.mesh.view();
     let pod = &ends.pod;
@@ -131,17 +153,15 @@ async fn connect(
     record.destination.workload = view.workload(&pod.workload).cloned();
     record.destination.identity = Some(pod.identity.clone());
 
-    let authority = incoming.authority.as_ref().map_err(|error| *error)?;
-    let Application { address, service } = resolve(&view, &pod.workload, ends.hbone.ip(), authority)?;
+    let Application { address, service } = resolve(&view, &pod.workload, ends.hbone.ip(), &target.authority?)?;
     record.destination.addr = Some(address);
     // What the peer says it dialled is telemetry, and only believed of services that this pod backs.
-    record.service =
-        service.or_else(|| backed_service(&view, &pod.workload, incoming.headers.forwarded.host.as_deref()?));
+    record.service = service.or_else(|| backed_service(&view, &pod.workload, target.told.as_deref()?));
     let permit = authorize::inbound(pod, &caller.source, address)?;
-    let lease = pod.connections.admit(permit)?;
+    let lease = arrival.admit(permit)?;
     let to = lease.permit().destination();
-    let connected = socket::connect(pod.netns(), to, SourceAddress::Keep(ends.client.ip())).await;
-    let application = connected.map_err(|error| DialError::Connect(to, error))?;
+    let connected = socket::connect_end(pod.netns(), to, SourceAddress::Keep(ends.client.ip()));
+    let application = lease.unless_ended(connected).await?.map_err(|error| DialError::Connect(to, error))?;
     Ok((application, lease))
 }
 
@@ -157,6 +177,7 @@ fn status(failure: &Failure) -> StatusCode {
         Failure::Accept(_)
         | Failure::Answer(_)
         | Failure::Ask(_)
+        | Failure::Cancelled
         | Failure::Capture(_)
         | Failure::Certificate(_)
         | Failure::Copy(_)

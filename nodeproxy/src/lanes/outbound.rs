@@ -3,7 +3,6 @@
 use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use underpass_discovery::View;
-use underpass_hbone::copy::reset_on_close;
 use underpass_model::NetworkAddress;
 
 use super::Failure;
@@ -11,11 +10,11 @@ use crate::{
     account::{Direction, Record},
     authorize,
     balance::{Active, Place},
-    capture::{Captured, Knock, original_dst},
-    connections::Lease,
+    capture::{Captured, Knock},
+    connections::{Arrival, Lease},
     identify,
     resolve::{Question, resolve},
-    tunnel::{Dialler, Upstream},
+    tunnel::{DialError, Dialler, Upstream},
     worker::Worker,
 };
 
@@ -26,29 +25,17 @@ const TRIES: usize = 3;
 
 /// Carries one connection.
 pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
+    let arrival = knock.pod.connections.arrive();
     let mut record = Record::open(Direction::Outbound, knock.client);
-    let outcome = carry(knock, &worker, &mut record).await;
+    let outcome = carry(knock, &arrival, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
 
-async fn carry(knock: Knock, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
-    let original_dst = match original_dst(&knock.stream) {
-        Ok(address) => address,
-        Err(error) => {
-            reset_on_close(&knock.stream);
-            return Err(error.into());
-        }
-    };
-    let captured = Captured { stream: knock.stream, client: knock.client, original_dst, pod: knock.pod };
-    record.destination.addr = Some(original_dst);
-    match connect(&captured, worker, record).await {
-        Ok((upstream, lease, _active)) => super::copy(captured.stream, upstream, &lease, &record.meter).await,
-        Err(failure) => {
-            // The application was told that it is connected; an orderly end would be a lie.
-            reset_on_close(&captured.stream);
-            Err(failure)
-        }
-    }
+async fn carry(knock: Knock, arrival: &Arrival, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
+    let captured = Captured::of(knock)?;
+    record.destination.addr = Some(captured.original_dst);
+    let (upstream, lease, _active) = connect(&captured, arrival, worker, record).await?;
+    super::copy(captured.stream, upstream, &lease, &record.meter).await
 }
 
 /// On demand: learns who is at an address. Without an answer, an address that may be the mesh's is refused: whoever is
@@ -64,9 +51,14 @@ async fn ask(worker: &Worker, address: IpAddr) -> Result<(), Failure> {
     }
 }
 
-type Connected = (Upstream, Lease, Option<Active>);
+type Connected<'a> = (Upstream, Lease<'a>, Option<Active>);
 
-async fn connect(captured: &Captured, worker: &Worker, record: &mut Record) -> Result<Connected, Failure> {
+async fn connect<'a>(
+    captured: &Captured,
+    arrival: &'a Arrival,
+    worker: &Worker,
+    record: &mut Record,
+) -> Result<Connected<'a>, Failure> {
     let shared = &worker.shared;
     if !shared.mesh.wait_complete(VIEW_DEADLINE).await {
         return Err(Failure::View);
@@ -79,6 +71,7 @@ async fn connect(captured: &Captured, worker: &Worker, record: &mut Record) -> R
     let place = caller.workload.as_deref().map_or_else(|| shared.place.clone(), Place::of);
 
     let mut avoid = Vec::new();
+    let mut failed: Option<DialError> = None;
     loop {
         let question = Question {
             view: &view,
@@ -87,15 +80,19 @@ async fn connect(captured: &Captured, worker: &Worker, record: &mut Record) -> R
             place: &place,
             avoid: &avoid,
         };
-        let resolved = resolve(&question, |uid| worker.loads.of(uid), fastrand::f64)?;
+        let resolved = match resolve(&question, |uid| worker.loads.of(uid), fastrand::f64) {
+            Ok(resolved) => resolved,
+            // That nobody else is left says less than why the last one failed.
+            Err(nobody) => return Err(failed.map_or_else(|| nobody.into(), Failure::from)),
+        };
         let permit = authorize::outbound(&captured.pod, &caller.source, &resolved.next_hop)?;
-        let lease = captured.pod.connections.admit(permit)?;
+        let lease = arrival.admit(permit)?;
         record.reaches(&resolved, captured.original_dst);
         let endpoint = resolved.next_hop.endpoint().map(|endpoint| endpoint.uid.clone());
         let active = endpoint.as_ref().map(|uid| worker.loads.begin(uid));
 
         let dialler = Dialler { worker, pod: &captured.pod, caller: &caller, client: captured.client };
-        match dialler.dial(&resolved, &lease).await {
+        match lease.unless_ended(dialler.dial(&resolved, &lease)).await? {
             Ok(upstream) => {
                 if let Some(uid) = &endpoint {
                     worker.loads.reached(uid);
@@ -106,12 +103,16 @@ async fn connect(captured: &Captured, worker: &Worker, record: &mut Record) -> R
                 return Ok((upstream, lease, active));
             }
             Err(error) => {
+                let retry = error.retry_elsewhere();
+                if let (Some(uid), true) = (&endpoint, retry) {
+                    worker.loads.failed(uid);
+                }
                 // Only a service leaves us a choice; whoever dialled a pod's address meant that pod.
-                let again = resolved.service.is_some() && error.retry_elsewhere() && avoid.len() + 1 < TRIES;
+                let again = retry && resolved.service.is_some() && avoid.len() + 1 < TRIES;
                 let (Some(uid), true) = (endpoint, again) else { return Err(error.into()) };
-                worker.loads.failed(&uid);
                 tracing::debug!(endpoint = %uid, reason = error.reason(), "trying another endpoint");
                 avoid.push(uid);
+                failed = Some(error);
             }
         }
     }

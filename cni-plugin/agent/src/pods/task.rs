@@ -21,14 +21,13 @@ use underpass_enrolment::{
     zds::WorkloadInfo,
 };
 use underpass_model::PodUid;
-use underpass_runtime::Backoff;
+use underpass_runtime::{Backoff, Chain};
 
 use super::{
     Command, Outcome, Sandbox, Shared,
     decide::{Situation, Step},
 };
 use crate::{
-    chain::Chain,
     exclusions::Exclusions,
     facts::PodFacts,
     find::Netns,

@@ -12,10 +12,10 @@ use underpass_enrolment::{
     plugin::{Link, PluginFailure},
 };
 use underpass_objects::{CaptureReport, CaptureState};
+use underpass_runtime::Chain;
 
 use super::{PodTask, blocking, failure};
 use crate::{
-    chain::Chain,
     exclusions::Exclusions,
     find,
     memory::Standing,

@@ -1,9 +1,10 @@
-//! An error with all its causes on one line, for logs and for the plugin.
+//! An error with its causes, for logs: errors of this project do not repeat their cause in their own text.
 
 use std::{error::Error, fmt};
 
-/// Prints an error and its causes.
-pub(crate) struct Chain<'a>(pub(crate) &'a dyn Error);
+/// Prints an error and all its causes on one line.
+#[derive(Clone, Copy, Debug)]
+pub struct Chain<'a>(pub &'a dyn Error);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
