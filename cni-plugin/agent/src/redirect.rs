@@ -17,7 +17,7 @@ use rule::{Action, Condition as If, Kind, Rule, Side};
 pub use rule::{Chain, Hook};
 pub use verify::Verified;
 
-/// The table that is ours; no other is ever read or written.
+/// The table that is ours, for both address families whatever the namespace uses: IPv6 can be switched on later; no other is ever read or written.
 pub const TABLE: &str = "underpass";
 /// Part of every rule's comment; a change here replaces the rules of running pods at their next reconciliation.
 const SCHEMA: u32 = 1;
@@ -27,20 +27,8 @@ const SCHEMA: u32 = 1;
 pub struct Redirect {
     /// What the pod's annotations leave out.
     pub exclusions: Exclusions,
-    /// The address families in use in the pod's namespace.
-    pub families: Families,
     /// Whether new connections are taken.
     pub phase: Phase,
-}
-
-/// The address families in use in a namespace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Families {
-    /// IPv4 and IPv6.
-    #[default]
-    Both,
-    /// IPv4 only: IPv6 is switched off.
-    V4,
 }
 
 /// How far a pod is under capture.
@@ -83,38 +71,29 @@ impl Redirect {
     }
 
     fn inbound(&self) -> Vec<Rule> {
-        let mut conditions = self.family();
-        conditions.extend([
+        let conditions = vec![
             If::NotLoopback(Hook::Prerouting),
             If::PacketMarkIsNot(vec![PROXY_MARK]),
             If::OpeningSyn,
             If::PortIsNot(Side::Destination, vec![HBONE_PORT]),
             // A redirect would make every connect succeed; closed ports shall refuse as they do without a mesh.
             If::SocketListens,
-        ]);
+        ];
         let mut rules = excluded(&self.exclusions.inbound, Side::Source);
         rules.push(Rule { conditions, action: Action::Redirect(INBOUND_PLAINTEXT_PORT) });
         rules
     }
 
     fn outbound(&self) -> Vec<Rule> {
-        let mut conditions = self.family();
-        conditions.extend([
+        let conditions = vec![
             // Whatever the pod says to itself stays between its processes.
             If::NotLoopback(Hook::Output),
             If::PacketMarkIsNot(vec![REPLY_MARK, PROXY_MARK]),
             If::OpeningSyn,
-        ]);
+        ];
         let mut rules = excluded(&self.exclusions.outbound, Side::Destination);
         rules.push(Rule { conditions, action: Action::Redirect(OUTBOUND_PORT) });
         rules
-    }
-
-    fn family(&self) -> Vec<If> {
-        match self.families {
-            Families::Both => Vec::new(),
-            Families::V4 => vec![If::Ipv4],
-        }
     }
 }
 
@@ -133,6 +112,9 @@ fn excluded(excluded: &Excluded, far: Side) -> Vec<Rule> {
     conditions.into_iter().map(|condition| Rule { conditions: vec![condition], action: Action::Accept }).collect()
 }
 
+/// The connection tracking zone of what the node proxy opens within the pod.
+const PROXY_ZONE: u16 = 1;
+
 /// Tunnel packets go without connection tracking.
 ///
 /// A client can choose 15008 as its own source port. Its packets must stay tracked, or it would walk past capture: so a
@@ -149,6 +131,13 @@ fn exemptions() -> [Vec<Rule>; 2] {
         ]),
     ];
     let output = vec![
+        // The proxy speaks to the application in its client's name, from a port that the client may come to use itself:
+        // then both connections have the same addresses, and only the zone tells them apart. Replies need none, because
+        // the client's own connection was redirected and so replies from another port.
+        Rule {
+            conditions: vec![If::Loopback(Hook::Output), If::Tcp, If::PacketMarkIs(PROXY_MARK)],
+            action: Action::SetOriginalZone(PROXY_ZONE),
+        },
         notrack(vec![
             If::NotLoopback(Hook::Output),
             If::PacketMarkIs(PROXY_MARK),

@@ -330,6 +330,21 @@ fn replies_to_a_kept_source_address_come_back_to_the_proxy() {
 }
 
 #[test]
+fn a_client_may_use_the_very_port_that_the_proxy_uses_in_its_name() {
+    let Pod { world, .. } = Pod::captured();
+    for (inside, outside) in world.pod.addresses().into_iter().zip(world.outside.addresses()) {
+        let kept = Dial { mark: PROXY_MARK, from: Some(SocketAddr::new(outside, 0)), transparent: true };
+        let mut held = world.pod.dial(SocketAddr::new(inside, APP), kept).unwrap();
+        assert_eq!(held.word(), "application");
+        let same = Dial { from: Some(held.0.local_addr().unwrap()), ..Dial::default() };
+        let mut client = world.outside.dial(SocketAddr::new(inside, APP), same).unwrap();
+        assert_eq!(client.word(), "inbound", "the client's connection is captured as any other");
+        client.lives();
+        held.lives();
+    }
+}
+
+#[test]
 fn excluded_ports_and_networks_pass() {
     let inbound_port = Pod::with(&[(names::EXCLUDE_INBOUND_PORTS, "8080")]);
     let outbound_port = Pod::with(&[(names::EXCLUDE_OUTBOUND_PORTS, "22,8080")]);
@@ -359,7 +374,7 @@ fn excluded_ports_and_networks_pass() {
 }
 
 #[test]
-fn a_namespace_without_ipv6_is_captured_for_ipv4() {
+fn a_namespace_without_ipv6_is_captured_for_ipv4_and_for_ipv6_once_it_has_it() {
     let pod = Pod::new();
     pod.world.pod.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")).unwrap();
     pod.apply(Phase::Captured);
@@ -367,6 +382,13 @@ fn a_namespace_without_ipv6_is_captured_for_ipv4() {
     let world = &pod.world;
     assert_eq!(answer(&world.outside, SocketAddr::new(world.pod.v4, APP), Dial::default()), "inbound");
     assert_eq!(answer(&world.pod, SocketAddr::new(world.outside.v4, APP), Dial::default()), "outbound");
+    // Whoever may switches it on; nobody has told the agent.
+    pod.world.pod.inside(|| std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0")).unwrap();
+    world.pod.add_v6();
+    assert_eq!(answer(&world.pod, SocketAddr::new(world.outside.v6, APP), Dial::default()), "outbound");
+    assert_eq!(answer(&world.outside, SocketAddr::new(world.pod.v6, APP), Dial::default()), "inbound");
+    assert!(matches!(pod.mend(), Mended::Repaired(_)), "the reply route follows");
+    assert_eq!(pod.mend(), Mended::Intact);
     pod.remove();
 }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use nftables::{
     batch::Batch,
     expr::{
-        BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
+        BinaryOperation, CT, CTDir, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
         Socket, SocketAttr,
     },
     schema::{Chain as NftChain, NfListObject, Rule as NftRule, Table},
@@ -119,7 +119,6 @@ impl Condition {
     fn to_nft(&self) -> Statement<'static> {
         let (left, op, right) = match self {
             Self::ConnectionMarkIs(mark) => (masked(conntrack("mark")), Operator::EQ, Word::Number(*mark)),
-            Self::Ipv4 => (meta(MetaKey::Nfproto), Operator::EQ, Word::String("ipv4".into())),
             Self::Loopback(hook) => (interface(*hook), Operator::EQ, Word::String("lo".into())),
             Self::NotLoopback(hook) => (interface(*hook), Operator::NEQ, Word::String("lo".into())),
             Self::OpeningSyn => (and(tcp("flags"), OPENING_MASK), Operator::EQ, Word::Number(SYN)),
@@ -161,6 +160,10 @@ impl Action {
                 flags: None,
             })),
             Self::SetConnectionMark(mark) => mangle(conntrack("mark"), *mark),
+            Self::SetOriginalZone(zone) => mangle(
+                Word::Named(NamedExpression::CT(CT { key: "zone".into(), family: None, dir: Some(CTDir::Original) })),
+                (*zone).into(),
+            ),
             Self::SetPacketMark(mark) => mangle(meta(MetaKey::Mark), *mark),
         }
     }

@@ -43,7 +43,6 @@ pub(super) struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Condition {
     ConnectionMarkIs(u32),
-    Ipv4,
     Loopback(Hook),
     NotLoopback(Hook),
     /// SYN without FIN, RST or ACK: what decides capture, so that no stream is taken mid-way.
@@ -74,6 +73,8 @@ pub(super) enum Action {
     Notrack,
     Redirect(u16),
     SetConnectionMark(u32),
+    /// Tracks the connection's first direction apart from those of other zones.
+    SetOriginalZone(u16),
     SetPacketMark(u32),
 }
 
@@ -138,7 +139,6 @@ impl Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ConnectionMarkIs(mark) => write!(f, "ct mark & {MARK_MASK:#x} == {mark:#x}"),
-            Self::Ipv4 => f.write_str("meta nfproto ipv4"),
             Self::Loopback(hook) => write!(f, "{} \"lo\"", hook.interface()),
             Self::NotLoopback(hook) => write!(f, "{} != \"lo\"", hook.interface()),
             Self::OpeningSyn => f.write_str("tcp flags & (fin | syn | rst | ack) == syn"),
@@ -166,6 +166,7 @@ impl Display for Action {
             Self::Notrack => f.write_str("notrack"),
             Self::Redirect(port) => write!(f, "redirect to :{port}"),
             Self::SetConnectionMark(mark) => write!(f, "ct mark set {mark:#x}"),
+            Self::SetOriginalZone(zone) => write!(f, "ct original zone set {zone}"),
             Self::SetPacketMark(mark) => write!(f, "meta mark set {mark:#x}"),
         }
     }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn redirect(phase: Phase) -> Redirect {
-    Redirect { exclusions: Exclusions::default(), families: Families::Both, phase }
+    Redirect { exclusions: Exclusions::default(), phase }
 }
 
 const KEPT: &str = r#"table inet underpass
@@ -9,6 +9,7 @@ const KEPT: &str = r#"table inet underpass
     iifname != "lo" tcp dport 15008 notrack
     iifname != "lo" tcp sport 15008 socket mark & 0xfff == 0x539 notrack
   chain raw_output: type filter hook output priority -300
+    oifname "lo" meta l4proto tcp meta mark & 0xfff == 0x539 ct original zone set 1
     oifname != "lo" meta mark & 0xfff == 0x539 tcp sport 15008 notrack
     oifname != "lo" meta mark & 0xfff == 0x539 tcp dport 15008 tcp sport != { 15001, 15006 } notrack
   chain mark_prerouting: type filter hook prerouting priority -150
@@ -44,7 +45,6 @@ fn a_draining_pod_keeps_everything_but_the_redirects() {
 #[test]
 fn exclusions_come_before_the_redirect_of_their_direction() {
     let mut captured = redirect(Phase::Captured);
-    captured.families = Families::V4;
     captured.exclusions.inbound = Excluded {
         ports: [22, 9090].into(),
         v4: vec!["192.0.2.0/24".parse().unwrap()],
@@ -60,11 +60,11 @@ fn exclusions_come_before_the_redirect_of_their_direction() {
     tcp dport { 22, 9090 } accept
     ip saddr 192.0.2.0/24 accept
     ip6 saddr 2001:db8::/32 accept
-    meta nfproto ipv4 iifname != "lo" meta mark & 0xfff != 0x539 tcp flags & (fin | syn | rst | ack) == syn tcp dport != 15008 socket transparent { 0, 1 } redirect to :15006
+    iifname != "lo" meta mark & 0xfff != 0x539 tcp flags & (fin | syn | rst | ack) == syn tcp dport != 15008 socket transparent { 0, 1 } redirect to :15006
   chain outbound: type nat hook output priority -100
     tcp dport 3306 accept
     ip daddr 169.254.169.254/32 accept
-    meta nfproto ipv4 oifname != "lo" meta mark & 0xfff != { 0x111, 0x539 } tcp flags & (fin | syn | rst | ack) == syn redirect to :15001
+    oifname != "lo" meta mark & 0xfff != { 0x111, 0x539 } tcp flags & (fin | syn | rst | ack) == syn redirect to :15001
 "#
     );
 }
@@ -106,4 +106,32 @@ fn any_other_table_differs() {
     let last = elsewhere["nftables"].as_array_mut().unwrap().last_mut().unwrap();
     *last.pointer_mut("/rule/expr/3/redirect/port").unwrap() = 15009.into();
     assert!(differs(&elsewhere), "a redirect to another port under our comment");
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn arbitrary_listings_never_match_and_never_panic(listing in ".*", key in "[a-z]{1,9}", text in ".*") {
+            let ruleset = redirect(Phase::Captured).ruleset();
+            prop_assert!(ruleset.verify(&listing) != Verified::Matches);
+            let odd = serde_json::json!({ "nftables": [{ key.clone(): { "family": "inet", "table": TABLE, "chain": text } }, text, 7] });
+            prop_assert!(ruleset.verify(&odd.to_string()) != Verified::Matches);
+        }
+
+        #[test]
+        fn any_single_change_of_a_rule_is_seen(position in 7_usize..14, comment in "[ -~]{0,40}") {
+            let ruleset = redirect(Phase::Captured).ruleset();
+            let mut listing = listing(&ruleset);
+            let objects = listing["nftables"].as_array_mut().unwrap();
+            let position = position.min(objects.len() - 1);
+            if let Some(rule) = objects[position].get_mut("rule") {
+                rule["comment"] = comment.into();
+                prop_assert!(ruleset.verify(&listing.to_string()) != Verified::Matches);
+            }
+        }
+    }
 }

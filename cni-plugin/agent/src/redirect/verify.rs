@@ -91,13 +91,13 @@ impl Chain {
 impl Action {
     fn is(&self, statement: &Value) -> bool {
         let value = |pointer: &str| statement.pointer(pointer).and_then(Value::as_u64);
+        let conntrack = |key: &str| statement.pointer("/mangle/key/ct/key").and_then(Value::as_str) == Some(key);
         match self {
             Self::Accept => statement.get("accept").is_some(),
             Self::Notrack => statement.get("notrack").is_some(),
             Self::Redirect(port) => value("/redirect/port") == Some((*port).into()),
-            Self::SetConnectionMark(mark) => {
-                statement.pointer("/mangle/key/ct").is_some() && value("/mangle/value") == Some((*mark).into())
-            }
+            Self::SetConnectionMark(mark) => conntrack("mark") && value("/mangle/value") == Some((*mark).into()),
+            Self::SetOriginalZone(zone) => conntrack("zone") && value("/mangle/value") == Some((*zone).into()),
             Self::SetPacketMark(mark) => {
                 statement.pointer("/mangle/key/meta").is_some() && value("/mangle/value") == Some((*mark).into())
             }
