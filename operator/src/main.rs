@@ -9,7 +9,7 @@ use underpass_operator::{
 use underpass_runtime::{
     Shutdown,
     admin::{self, Pages, Readiness},
-    telemetry,
+    metrics, telemetry,
 };
 
 /// What the field expects of a command line that cannot be used (sysexits, `EX_USAGE`).
@@ -22,12 +22,14 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(if error.use_stderr() { USAGE } else { 0 })
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(run(config))
+    let outcome = runtime.block_on(run(config));
+    telemetry::flush();
+    outcome
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
     telemetry::init(&config.log)?;
-    let recorder = admin::install_recorder().context("install the metrics recorder")?;
+    let recorder = metrics::install().context("install the metrics recorder")?;
     let shutdown = Shutdown::on_signals().context("watch for signals")?;
     let readiness = Readiness::default();
     let running = app::start(&config, &readiness, &shutdown).await?;

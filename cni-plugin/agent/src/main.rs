@@ -15,5 +15,6 @@ fn main() -> anyhow::Result<()> {
     });
     // A look-up that still blocks must not hold up the end.
     runtime.shutdown_background();
+    telemetry::flush();
     result
 }

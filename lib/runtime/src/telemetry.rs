@@ -1,6 +1,11 @@
 //! Logs: where they go and how they look.
+//!
+//! Nobody who logs waits for whoever reads: lines go through a bounded queue, and those that do not fit are dropped and
+//! counted (`underpass_log_lines_dropped_total`).
 
-use std::fmt;
+mod lines;
+
+use std::{fmt, sync::OnceLock, time::Duration};
 
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
@@ -33,24 +38,53 @@ pub struct LogFilterError {
     source: tracing_subscriber::filter::ParseError,
 }
 
+use self::lines::Lines;
+
 /// Changes what is logged while the program runs.
 #[derive(Clone)]
 pub struct LogControl(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
 
-/// Installs the subscriber, once, from `main`. Lines go to standard error.
+/// The process has one standard error, so it has one queue.
+static STDERR: OnceLock<Lines> = OnceLock::new();
+
+/// How long the end of a process waits for whoever reads its log.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Installs the subscriber, once, from `main`. Lines go to standard error; panics are lines too. Call [`flush`] at the
+/// end of `main`.
 ///
 /// # Errors
 /// [`LogFilterError`] if the filter cannot be read.
 pub fn init(options: &LogOptions) -> Result<LogControl, LogFilterError> {
     let (filter, handle) = reload::Layer::new(parse(&options.level)?);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let stderr = STDERR.get_or_init(|| Lines::to(std::io::stderr())).clone();
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr);
     let lines = match options.format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
         LogFormat::Text => lines.with_ansi(false).boxed(),
     };
     // A subscriber that somebody else installed first (a test) stays.
-    let _already = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
+        // The standard hook writes to standard error itself, and would wait for its reader.
+        std::panic::set_hook(Box::new(|panic| {
+            let backtrace = std::backtrace::Backtrace::capture();
+            tracing::error!(%panic, %backtrace, "panic");
+        }));
+    }
     Ok(LogControl(handle))
+}
+
+/// Waits, a second at most, until everything logged so far is written.
+pub fn flush() {
+    if let Some(lines) = STDERR.get() {
+        lines.flush(LAST_WORDS);
+    }
+}
+
+/// How many lines were dropped since the process began, because nobody took them in time.
+#[must_use]
+pub fn dropped_lines() -> u64 {
+    STDERR.get().map_or(0, Lines::dropped)
 }
 
 impl LogControl {
