@@ -6,7 +6,7 @@ use http::Method;
 use tokio::{sync::watch, time::timeout};
 use underpass_enrolment::seqpacket::ListenError;
 use underpass_objects::{Directory, Snapshot, StatusDirectory, files, status::StatusError};
-use underpass_runtime::{Shutdown, admin, tasks};
+use underpass_runtime::{Shutdown, admin, metrics, tasks};
 
 use crate::{
     config::Config,
@@ -47,7 +47,7 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`] if a part cannot start.
 pub async fn run(config: Config, limits: Limits, shutdown: Shutdown) -> Result<(), RunError> {
-    let recorder = admin::install_recorder().inspect_err(|error| tracing::debug!(%error, "no metrics")).ok();
+    let recorder = metrics::install().inspect_err(|error| tracing::debug!(%error, "no metrics")).ok();
     let path = |path: &PathBuf| {
         let path = path.clone();
         move |source| RunError::Path { path, source }

@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{debug, info, warn};
-use underpass_runtime::{Backoff, Shutdown, control::Control};
+use underpass_runtime::{Backoff, Shutdown, control::Control, metrics::catalogue};
 
 use crate::{
     kept::KeptView,
@@ -105,6 +105,7 @@ pub async fn run(control: impl ControlPlane, options: ClientOptions, mut store: 
             () = shutdown.requested() => return,
         };
         let Err(error) = ended;
+        catalogue::DISCOVERY_CONNECTED.with([]).set(0.0);
         // A stream that lived shows that the control plane is well; one that dies young must not be tried in a hurry.
         if started.elapsed() > SETTLED {
             backoff.reset();
@@ -161,6 +162,7 @@ impl<'a> Session<'a> {
         // Opening is rare and its future large (more than 4 KiB with TLS): keep it out of the client's own.
         let responses = Box::pin(control.open(ReceiverStream::new(sent))).await?;
         info!("discovery stream opened");
+        catalogue::DISCOVERY_CONNECTED.with([]).set(1.0);
         Ok(Self { requests, responses, store, questions, copying })
     }
 

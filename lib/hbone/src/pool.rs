@@ -20,9 +20,11 @@ use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Notify,
+    time::Instant,
 };
 use underpass_identity::tls::Expected;
 use underpass_model::{Identity, PodUid, WorkloadUid};
+use underpass_runtime::metrics::catalogue;
 
 use crate::{
     client::{self, Connect, ConnectError, ConnectRequest, OpenError, Session, Slot},
@@ -102,6 +104,19 @@ pub struct TunnelStatus {
     pub streams: usize,
 }
 
+/// How much of a pool there is, and was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolCounts {
+    /// Tunnels that exist.
+    pub tunnels: usize,
+    /// Streams in them.
+    pub streams: usize,
+    /// Tunnels that were ever made.
+    pub opened: u64,
+    /// Tunnels that [`Pool::evict`] ever took out of use.
+    pub evicted: u64,
+}
+
 /// The tunnels of one worker. Clones are the same pool.
 #[derive(Clone)]
 pub struct Pool(Rc<Shared>);
@@ -109,6 +124,8 @@ pub struct Pool(Rc<Shared>);
 struct Shared {
     options: PoolOptions,
     entries: RefCell<HashMap<TunnelKey, Rc<Entry>>>,
+    opened: Cell<u64>,
+    evicted: Cell<u64>,
 }
 
 /// What is known for one key.
@@ -141,7 +158,8 @@ impl Pool {
     /// An empty pool.
     #[must_use]
     pub fn new(options: PoolOptions) -> Self {
-        Self(Rc::new(Shared { options, entries: RefCell::default() }))
+        let shared = Shared { options, entries: RefCell::default(), opened: Cell::default(), evicted: Cell::default() };
+        Self(Rc::new(shared))
     }
 
     /// Opens a stream. `dial` connects TCP to the key's address; it is called when no tunnel has room, at most once.
@@ -183,10 +201,27 @@ impl Pool {
             let keep = !unwanted(key);
             if !keep {
                 entry.evicted.set(true);
-                entry.sessions.borrow_mut().drain(..).for_each(|session| session.retire());
+                let evicted = &self.0.evicted;
+                entry.sessions.borrow_mut().drain(..).for_each(|session| {
+                    evicted.set(evicted.get() + 1);
+                    session.retire();
+                });
             }
             keep
         });
+    }
+
+    /// How many tunnels and streams there are.
+    #[must_use]
+    pub fn counts(&self) -> PoolCounts {
+        let (opened, evicted) = (self.0.opened.get(), self.0.evicted.get());
+        let mut counts = PoolCounts { opened, evicted, ..PoolCounts::default() };
+        for entry in self.0.entries.borrow().values() {
+            let sessions = entry.sessions.borrow();
+            counts.tunnels += sessions.len();
+            counts.streams += sessions.iter().map(|session| session.streams()).sum::<usize>();
+        }
+        counts
     }
 
     /// The tunnels that exist.
@@ -259,10 +294,13 @@ impl Pool {
                 shared.sweep(&ended_key);
             }
         };
+        let began = Instant::now();
         let session = match client::establish(dial, tls, expect, &self.0.options, ended).await {
             Ok(session) => session,
             Err(error) => return Err(under_way.fail(error)),
         };
+        catalogue::WAIT.with(["tunnel"]).record(began.elapsed());
+        self.0.opened.set(self.0.opened.get() + 1);
         // Ours first: those who waited may fill it.
         let slot = session.slot().ok_or_else(|| under_way.fail(ConnectError::Protocol))?;
         // Evicted meanwhile, it is good for this stream, which was asked for before, and for no other.

@@ -15,10 +15,9 @@ use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::{shutdown::Shutdown, tasks};
+use crate::{metrics::Exposition, shutdown::Shutdown, tasks};
 
 /// Connections that one listener serves at once; more wait in its queue.
 const MOST_CONNECTIONS: usize = 64;
@@ -119,22 +118,27 @@ impl Pages {
 
     /// Adds `/metrics`, and `/stats/prometheus` for those who know Istio's path.
     #[must_use]
-    pub fn metrics(self, recorder: &PrometheusHandle) -> Self {
-        let show = |recorder: PrometheusHandle| {
+    pub fn metrics(self, exposition: &Exposition) -> Self {
+        let show = |exposition: Exposition| {
             move |_| {
-                let page = recorder.render();
+                let exposition = exposition.clone();
                 async move {
-                    let mut answer = text(StatusCode::OK, page);
-                    let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-                    answer.headers_mut().insert(CONTENT_TYPE, kind);
-                    answer
+                    match tokio::task::spawn_blocking(move || exposition.page()).await {
+                        Ok(page) => {
+                            let mut answer = text(StatusCode::OK, page);
+                            let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                            answer.headers_mut().insert(CONTENT_TYPE, kind);
+                            answer
+                        }
+                        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+                    }
                 }
             }
         };
-        self.page(Method::GET, "/metrics", show(recorder.clone())).page(
+        self.page(Method::GET, "/metrics", show(exposition.clone())).page(
             Method::GET,
             "/stats/prometheus",
-            show(recorder.clone()),
+            show(exposition.clone()),
         )
     }
 
@@ -170,12 +174,27 @@ pub fn json(body: impl Into<Bytes>) -> Answer {
     answer
 }
 
-/// Installs the metrics recorder, once, from `main`. Histograms are kept for a minute at most between scrapes.
+/// An address that others than this machine could reach, where only this machine may.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopbackError {
+    /// It is none.
+    #[error(transparent)]
+    Address(#[from] std::net::AddrParseError),
+    /// It is reachable from elsewhere.
+    #[error(
+        "{0} is not a loopback address: debugging pages ask for no credentials, and they show every workload and can \
+         stop this program"
+    )]
+    Reachable(SocketAddr),
+}
+
+/// Reads an address for debugging pages.
 ///
 /// # Errors
-/// If another recorder is installed already.
-pub fn install_recorder() -> Result<PrometheusHandle, BuildError> {
-    PrometheusBuilder::new().install_recorder()
+/// [`LoopbackError`]: it is no address, or not one of loopback.
+pub fn loopback(text: &str) -> Result<SocketAddr, LoopbackError> {
+    let address: SocketAddr = text.parse()?;
+    if address.ip().to_canonical().is_loopback() { Ok(address) } else { Err(LoopbackError::Reachable(address)) }
 }
 
 /// Serves pages until asked to stop.
@@ -226,6 +245,18 @@ async fn accept(listener: TcpListener, pages: Pages, shutdown: Shutdown) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn debugging_pages_are_served_on_loopback_only() {
+        for good in ["127.0.0.1:15000", "[::1]:15000", "127.9.9.9:1", "[::ffff:127.0.0.1]:80"] {
+            assert!(loopback(good).is_ok(), "{good}");
+        }
+        for bad in ["0.0.0.0:15000", "[::]:15000", "10.0.0.1:15000", "localhost"] {
+            assert!(loopback(bad).is_err(), "{bad}");
+        }
+        let story = loopback("0.0.0.0:15000").unwrap_err().to_string();
+        assert!(story.starts_with("0.0.0.0:15000 is not a loopback address: debugging pages"), "{story}");
+    }
 
     #[test]
     fn readiness_names_what_is_pending_until_the_last_holder_is_done() {

@@ -52,7 +52,7 @@ impl<F: Future<Output = ()>> Future for Supervised<F> {
         // The future is never polled again after a panic, so no broken state can be seen.
         std::panic::catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))).unwrap_or_else(|_| {
             tracing::error!(task = name, "a task panicked; what it carried is lost, the process goes on");
-            metrics::counter!("underpass_task_panics_total", "task" => name).increment(1);
+            crate::metrics::catalogue::TASK_PANICS.with([name]).increment(1);
             Poll::Ready(())
         })
     }

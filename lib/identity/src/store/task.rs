@@ -5,7 +5,7 @@ use std::{error::Error, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{sync::watch, time::Instant};
 use underpass_model::Identity;
-use underpass_runtime::Shutdown;
+use underpass_runtime::{Shutdown, metrics::catalogue};
 
 use super::{Shared, StoreOptions};
 use crate::{
@@ -87,7 +87,7 @@ impl StoreTask {
         let mut ledger = self.shared.ledger();
         let result = result.and_then(|issued| Ok(ledger.succeed(identity, issued, now)?));
         let outcome = if result.is_ok() { "ok" } else { "error" };
-        metrics::counter!("underpass_certificate_fetches_total", "result" => outcome).increment(1);
+        catalogue::CERTIFICATE_FETCHES.with([outcome]).increment(1);
         match result {
             Ok(()) => tracing::info!(%identity, "certificate fetched"),
             Err(error) => {
@@ -108,7 +108,7 @@ impl StoreTask {
         self.changes.send_modify(|version| *version += 1);
         if let Some(expiry) = ledger.first_expiry() {
             let seconds = expiry.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-            metrics::gauge!("underpass_certificate_first_expiry_timestamp_seconds").set(seconds);
+            catalogue::CERTIFICATE_FIRST_EXPIRY.with([]).set(seconds);
         }
     }
 }

@@ -1,0 +1,240 @@
+//! Every metric of the mesh. `docs/reference/metrics.md` is made of this file.
+
+use super::{Counters, Description, Gauges, Histograms, Listed};
+
+const DIRECTION: (&str, &str) = ("direction", "`inbound` into the pod, `outbound` out of it");
+/// Few bounds: waits are either nothing, noticeable, or near a deadline.
+const WAITS: &[f64] = &[0.001, 0.01, 0.1, 0.5, 1.0, 5.0];
+
+/// Labels of what one connection says: those of Istio's standard metrics.
+pub type Traffic = Counters<{ TRAFFIC.len() }>;
+
+/// Labels of Istio's standard TCP metrics. A value that is not known is `unknown`.
+pub const TRAFFIC: [(&str, &str); 27] = [
+    ("reporter", "`source`: the proxy of who connects; `destination`: the proxy of who is reached"),
+    ("source_workload", "what runs the client: the Deployment, StatefulSet …, or the pod itself"),
+    ("source_workload_namespace", "its namespace"),
+    ("source_principal", "the client's SPIFFE id, where it was proven"),
+    ("source_canonical_service", "the name under which telemetry counts it"),
+    ("source_canonical_revision", "its version"),
+    ("source_app", "the same as the canonical service"),
+    ("source_version", "the same as the canonical revision"),
+    ("source_cluster", "its cluster"),
+    ("source_region", "its region"),
+    ("source_zone", "its zone"),
+    ("destination_workload", "what runs the server"),
+    ("destination_workload_namespace", "its namespace"),
+    ("destination_principal", "the server's SPIFFE id, where it was proven"),
+    ("destination_canonical_service", "the name under which telemetry counts it"),
+    ("destination_canonical_revision", "its version"),
+    ("destination_app", "the same as the canonical service"),
+    ("destination_version", "the same as the canonical revision"),
+    ("destination_cluster", "its cluster"),
+    ("destination_region", "its region"),
+    ("destination_zone", "its zone"),
+    ("destination_service", "host name of the service that was dialled"),
+    ("destination_service_name", "its short name"),
+    ("destination_service_namespace", "its namespace"),
+    ("request_protocol", "`tcp`"),
+    (
+        "response_flags",
+        "why it failed: `-` not at all, `DENY` policy, `CONNECT` no way to the server, `TLS_FAILURE`, \
+         `H2_HANDSHAKE_FAILURE`, `NETWORK_POLICY` the tunnel's port did not answer, `IDENTITY_ERROR`",
+    ),
+    ("connection_security_policy", "`mutual_tls` through a tunnel, else `unknown`"),
+];
+
+const fn traffic(name: &'static str, help: &'static str) -> Traffic {
+    Counters(Description { name, help, labels: TRAFFIC })
+}
+
+const fn counter<const N: usize>(
+    name: &'static str,
+    help: &'static str,
+    labels: [(&'static str, &'static str); N],
+) -> Counters<N> {
+    Counters(Description { name, help, labels })
+}
+
+const fn gauge<const N: usize>(
+    name: &'static str,
+    help: &'static str,
+    labels: [(&'static str, &'static str); N],
+) -> Gauges<N> {
+    Gauges(Description { name, help, labels })
+}
+
+/// Connections by who speaks to whom.
+pub static TCP_OPENED: Traffic = traffic(
+    "istio_tcp_connections_opened_total",
+    "Connections opened; one that fails before it reaches anybody counts when it fails.",
+);
+/// Connections that ended.
+pub static TCP_CLOSED: Traffic =
+    traffic("istio_tcp_connections_closed_total", "Connections ended, for whatever cause.");
+/// Connections that failed.
+pub static TCP_FAILED: Traffic =
+    traffic("istio_tcp_connections_failed_total", "Connections ended by a failure that has a response flag.");
+/// Bytes from client to server.
+pub static TCP_RECEIVED: Traffic = traffic(
+    "istio_tcp_received_bytes_total",
+    "Bytes from client to server, while they flow; the same for both reporters.",
+);
+/// Bytes from server to client.
+pub static TCP_SENT: Traffic =
+    traffic("istio_tcp_sent_bytes_total", "Bytes from server to client, while they flow; the same for both reporters.");
+/// What runs.
+pub static ISTIO_BUILD: Gauges<2> =
+    gauge("istio_build", "1; says what runs.", [("component", "the program"), ("tag", "its version")]);
+
+/// Label sets that found no room.
+pub static OVERFLOWED: Counters<0> = counter(
+    "underpass_metrics_overflow_total",
+    "Connections counted under `overflow`, because there are as many label sets as may be.",
+    [],
+);
+/// Label sets.
+pub static LABEL_SETS: Gauges<0> =
+    gauge("underpass_metrics_label_sets", "Sets of labels under which connections are counted.", []);
+
+/// Connections that live.
+pub static CONNECTIONS_LIVE: Gauges<0> = gauge(
+    "underpass_connections_live",
+    "Connections, tunnel streams and handshakes of peers that are under way; which ones says `/connections`.",
+    [],
+);
+/// How connections ended.
+pub static CONNECTIONS_CLOSED: Counters<3> = counter(
+    "underpass_connections_closed_total",
+    "Connections and tunnel streams that ended, each exactly once.",
+    [
+        DIRECTION,
+        (
+            "step",
+            "how far they came: `capture`, `handshake`, `request`, `resolve`, `authorise`, `certificate`, `tunnel`, `copy`; \
+             `unknown` for one whose task was dropped",
+        ),
+        ("reason", "`ok`, or the code that the access log has as well"),
+    ],
+);
+/// Connections that could not be accepted.
+pub static ACCEPT_FAILURES: Counters<0> = counter(
+    "underpass_accept_failures_total",
+    "Connections that could not be accepted, mostly for want of descriptors.",
+    [],
+);
+/// Waits.
+pub static WAIT: Histograms<1> = Histograms {
+    description: Description {
+        name: "underpass_wait_seconds",
+        help: "What connections waited for, of those that had to.",
+        labels: [(
+            "what",
+            "`view` the first view of the mesh, `certificate` the pod's own, `handshake` TLS and HTTP/2 of a peer's \
+             tunnel, `tunnel` a tunnel of our own, dial included",
+        )],
+    },
+    buckets: WAITS,
+};
+
+/// Tunnels to peers.
+pub static TUNNELS_OPEN: Gauges<0> = gauge("underpass_tunnels_open", "Tunnels to peers that exist.", []);
+/// Streams in them.
+pub static TUNNEL_STREAMS_OPEN: Gauges<0> =
+    gauge("underpass_tunnel_streams_open", "Connections inside the tunnels to peers.", []);
+/// Tunnels made.
+pub static TUNNELS_OPENED: Counters<0> =
+    counter("underpass_tunnels_opened_total", "Tunnels to peers that were made.", []);
+/// Tunnels evicted.
+pub static TUNNELS_EVICTED: Counters<0> = counter(
+    "underpass_tunnels_evicted_total",
+    "Tunnels taken out of use because their peer, or the pod they began in, went or changed.",
+    [],
+);
+
+/// Session with the operator.
+pub static DISCOVERY_CONNECTED: Gauges<0> = gauge(
+    "underpass_discovery_connected",
+    "1 while the operator tells of changes, 0 while the last view has to do.",
+    [],
+);
+/// The view's number.
+pub static VIEW_VERSION: Gauges<0> =
+    gauge("underpass_view_version", "Number of the view of the mesh; it grows with each change since the start.", []);
+/// The view's age.
+pub static VIEW_AGE: Gauges<0> =
+    gauge("underpass_view_age_seconds", "Time since the view of the mesh last changed.", []);
+/// Pods.
+pub static PODS: Gauges<0> = gauge("underpass_pods", "Pods that this node proxy serves.", []);
+/// How long pods take.
+pub static ENROLMENT: Histograms<0> = Histograms {
+    description: Description {
+        name: "underpass_enrolment_seconds",
+        help: "From a pod's hand-over by the node agent until it has listeners and a certificate.",
+        labels: [],
+    },
+    buckets: &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0],
+};
+
+/// Certificates asked for.
+pub static CERTIFICATE_FETCHES: Counters<1> =
+    counter("underpass_certificate_fetches_total", "Certificates asked for.", [("result", "`ok` or `error`")]);
+/// The certificate that ends first.
+pub static CERTIFICATE_FIRST_EXPIRY: Gauges<0> = gauge(
+    "underpass_certificate_first_expiry_timestamp_seconds",
+    "When the first of the certificates in use ends, in seconds since 1970.",
+    [],
+);
+
+/// Panics.
+pub static TASK_PANICS: Counters<1> = counter(
+    "underpass_task_panics_total",
+    "Tasks that panicked; the process went on.",
+    [("task", "its name in the code")],
+);
+/// Lost log lines.
+pub static LOG_LINES_DROPPED: Counters<0> =
+    counter("underpass_log_lines_dropped_total", "Log lines dropped because standard error was not read in time.", []);
+/// Descriptors.
+pub static OPEN_FDS: Gauges<0> = gauge("process_open_fds", "Open file descriptors.", []);
+/// The most descriptors.
+pub static MAX_FDS: Gauges<0> = gauge("process_max_fds", "The most file descriptors that may be open.", []);
+/// Memory.
+pub static RESIDENT_MEMORY: Gauges<0> =
+    gauge("process_resident_memory_bytes", "Memory in use, as the kernel counts it.", []);
+/// Start.
+pub static START_TIME: Gauges<0> =
+    gauge("process_start_time_seconds", "When the process started, in seconds since 1970.", []);
+
+/// A part of the catalogue under one heading.
+pub struct Section {
+    /// The heading.
+    pub title: &'static str,
+    /// What stands under it.
+    pub metrics: &'static [&'static dyn Listed],
+}
+
+/// All of it, in the order of the reference page.
+pub static ALL: &[Section] = &[
+    Section {
+        title: "Traffic (node proxy)",
+        metrics: &[&TCP_OPENED, &TCP_CLOSED, &TCP_FAILED, &TCP_RECEIVED, &TCP_SENT, &LABEL_SETS, &OVERFLOWED],
+    },
+    Section {
+        title: "Connections (node proxy)",
+        metrics: &[&CONNECTIONS_LIVE, &CONNECTIONS_CLOSED, &ACCEPT_FAILURES, &WAIT],
+    },
+    Section {
+        title: "Tunnels (node proxy)",
+        metrics: &[&TUNNELS_OPEN, &TUNNEL_STREAMS_OPEN, &TUNNELS_OPENED, &TUNNELS_EVICTED],
+    },
+    Section {
+        title: "The mesh as the node proxy sees it",
+        metrics: &[&DISCOVERY_CONNECTED, &VIEW_VERSION, &VIEW_AGE, &PODS, &ENROLMENT],
+    },
+    Section { title: "Certificates (node proxy)", metrics: &[&CERTIFICATE_FETCHES, &CERTIFICATE_FIRST_EXPIRY] },
+    Section {
+        title: "Every program",
+        metrics: &[&ISTIO_BUILD, &TASK_PANICS, &LOG_LINES_DROPPED, &OPEN_FDS, &MAX_FDS, &RESIDENT_MEMORY, &START_TIME],
+    },
+];
