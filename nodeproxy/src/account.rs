@@ -1,20 +1,38 @@
 //! Step seven: every connection is accounted for exactly once, however it ends.
+//!
+//! A [`Record`] is opened before the first step that can fail. It is established when its server is reached, which is when
+//! its labels are known; until then it is counted nowhere but among the living. Closed or dropped, it counts, and writes
+//! its line.
+
+mod books;
+mod line;
+mod series;
+mod traffic;
 
 use std::{
     net::SocketAddr,
+    rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
 
-use tokio::time::Instant;
 use underpass_hbone::Meter;
 use underpass_model::{Identity, Service, Workload};
 use underpass_policy::Origin;
-use underpass_runtime::Chain;
+use underpass_runtime::metrics::catalogue;
 
+use self::line::Ending;
+pub(crate) use self::{
+    books::{Accounts, Books, Live},
+    series::Publisher,
+    traffic::ResponseFlag,
+};
 use crate::resolve::{NextHop, Resolved};
 
+/// The reason of a connection that went well.
+const OK: &str = "ok";
+
 /// Which way a connection goes, seen from the pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Direction {
     /// Into the pod.
     Inbound,
@@ -22,12 +40,18 @@ pub(crate) enum Direction {
     Outbound,
 }
 
-/// One connection's story: opened before the first step that can fail, closed once; dropped unclosed it counts as abandoned.
+/// One connection's account, while it lives.
 pub(crate) struct Record {
-    direction: Direction,
-    opened: Instant,
-    /// Bytes, counted while they flow.
-    pub(crate) meter: Meter,
+    books: Rc<Books>,
+    live: Arc<Live>,
+    /// Who and where, as far as it is known.
+    story: Story,
+    closed: bool,
+}
+
+/// Who and where.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Story {
     /// Who connected.
     pub(crate) source: Party,
     /// Whom they reach.
@@ -38,7 +62,6 @@ pub(crate) struct Record {
     pub(crate) origin: Option<Origin>,
     /// The service that was dialled.
     pub(crate) service: Option<Arc<Service>>,
-    closed: bool,
 }
 
 /// One end of a connection, as far as it is known.
@@ -52,8 +75,12 @@ pub(crate) struct Party {
     pub(crate) identity: Option<Identity>,
 }
 
-/// How a connection failed: one label for metrics and logs, and the story for people.
+/// How a connection failed: labels for metrics and logs, and the story for people.
 pub(crate) struct Failed<'a> {
+    /// How far it came.
+    pub(crate) step: &'static str,
+    /// Istio's word for it.
+    pub(crate) flag: ResponseFlag,
     /// The stable label.
     pub(crate) reason: &'static str,
     /// What happened.
@@ -61,7 +88,8 @@ pub(crate) struct Failed<'a> {
 }
 
 impl Direction {
-    fn label(self) -> &'static str {
+    /// In logs and metrics.
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
@@ -71,20 +99,10 @@ impl Direction {
 
 impl Record {
     /// Opens a record.
-    pub(crate) fn open(direction: Direction, client: SocketAddr) -> Self {
-        metrics::counter!("underpass_connections_opened_total", "direction" => direction.label()).increment(1);
+    pub(crate) fn open(books: &Rc<Books>, direction: Direction, client: SocketAddr) -> Self {
         let source = Party { addr: Some(client), ..Party::default() };
-        Self {
-            direction,
-            opened: Instant::now(),
-            meter: Meter::default(),
-            source,
-            destination: Party::default(),
-            hbone_addr: None,
-            origin: None,
-            service: None,
-            closed: false,
-        }
+        let story = Story { source, ..Story::default() };
+        Self { books: Rc::clone(books), live: books.enter(direction, client), story, closed: false }
     }
 
     /// Notes where it goes.
@@ -99,69 +117,64 @@ impl Record {
         self.hbone_addr = hbone_addr;
     }
 
-    /// Closes it: the only place that writes an access line.
-    pub(crate) fn close(mut self, outcome: Result<(), Failed<'_>>) {
-        match outcome {
-            Ok(()) => self.write("ok", None),
-            Err(failed) => {
-                let story = Chain(failed.error).to_string();
-                self.write(failed.reason, Some(&story));
-            }
-        }
+    /// It has reached its server: it counts as opened, and its bytes count while they flow.
+    pub(crate) fn established(&self) -> &Meter {
+        self.books.establish(&self.live, &self.story);
+        &self.live.meter
     }
 
-    fn write(&mut self, reason: &'static str, error: Option<&str>) {
+    /// It was no connection after all: a handshake that made a tunnel, whose streams have records of their own.
+    pub(crate) fn discard(mut self) {
         self.closed = true;
-        let direction = self.direction.label();
-        metrics::counter!("underpass_connections_closed_total", "direction" => direction, "reason" => reason)
-            .increment(1);
+        self.books.leave(&self.live);
+    }
+
+    /// Closes it.
+    pub(crate) fn close(mut self, outcome: Result<(), Failed<'_>>) {
+        self.end(outcome.err().as_ref(), OK);
+    }
+
+    /// The only place that counts an end and writes an access line.
+    fn end(&mut self, failed: Option<&Failed<'_>>, without: &'static str) {
+        self.closed = true;
+        self.books.leave(&self.live);
+        let established = self.books.establish(&self.live, &self.story);
+        self.live.flush();
+        established.series.close(failed.map_or(ResponseFlag::None, |failed| failed.flag));
+
+        let direction = self.live.direction;
+        let reason = failed.map_or(without, |failed| failed.reason);
+        let step = failed.map_or(if without == OK { "copy" } else { "unknown" }, |failed| failed.step);
+        catalogue::CONNECTIONS_CLOSED.with([direction.label(), step, reason]).increment(1);
+        let meter = &self.live.meter;
         let (sent, received) =
-            (self.meter.from_downstream.load(Ordering::Relaxed), self.meter.to_downstream.load(Ordering::Relaxed));
-        metrics::counter!("underpass_bytes_total", "direction" => direction, "flow" => "from_client").increment(sent);
-        metrics::counter!("underpass_bytes_total", "direction" => direction, "flow" => "to_client").increment(received);
-        let duration = self.opened.elapsed();
-        let identity = |party: &Party| party.identity.as_ref().map(ToString::to_string);
-        let (src_identity, dst_identity) = (identity(&self.source), identity(&self.destination));
-        let addr = |addr: Option<SocketAddr>| addr.map(|addr| addr.to_string());
-        let (src_addr, dst_addr, hbone_addr) =
-            (addr(self.source.addr), addr(self.destination.addr), addr(self.hbone_addr));
-        let (src, dst) = (self.source.workload.as_deref(), self.destination.workload.as_deref());
-        tracing::info!(
-            target: "access",
-            direction,
-            src.addr = src_addr.as_deref(),
-            src.workload = src.map(|workload| &*workload.name),
-            src.namespace = src.map(|workload| &*workload.namespace),
-            src.identity = src_identity.as_deref(),
-            src.origin = self.origin.map(origin),
-            dst.addr = dst_addr.as_deref(),
-            dst.hbone_addr = hbone_addr.as_deref(),
-            dst.service = self.service.as_ref().map(|service| &*service.name.hostname),
-            dst.workload = dst.map(|workload| &*workload.name),
-            dst.namespace = dst.map(|workload| &*workload.namespace),
-            dst.identity = dst_identity.as_deref(),
-            bytes_sent = sent,
-            bytes_recv = received,
-            duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            reason,
-            error,
-            "connection closed"
-        );
+            (meter.from_downstream.load(Ordering::Relaxed), meter.to_downstream.load(Ordering::Relaxed));
+        let duration = self.live.opened.elapsed();
+        line::write(&Ending { direction, sent, received, duration, reason, failed }, &self.story);
     }
 }
 
-fn origin(origin: Origin) -> &'static str {
-    match origin {
-        Origin::Host => "host",
-        Origin::Kubelet => "kubelet",
-        Origin::Remote => "remote",
+impl std::ops::Deref for Record {
+    type Target = Story;
+
+    fn deref(&self) -> &Story {
+        &self.story
+    }
+}
+
+impl std::ops::DerefMut for Record {
+    fn deref_mut(&mut self) -> &mut Story {
+        &mut self.story
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         if !self.closed {
-            self.write("abandoned", None);
+            self.end(None, "abandoned");
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,12 @@
 //! The composition root: the only file that knows every part.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use underpass_discovery::{
     Mesh, Store,
     client::{self, ClientOptions},
@@ -18,11 +21,13 @@ use underpass_runtime::{
     Shutdown,
     admin::{self, Pages, Pending, Readiness},
     control::Control,
+    metrics::{self, Exposition, catalogue},
     tasks,
     telemetry::LogControl,
 };
 
 use crate::{
+    account::{Accounts, Publisher},
     balance::Place,
     capture::Watched,
     config::Config,
@@ -35,7 +40,7 @@ use crate::{
 
 /// Runs until asked to stop, then drains.
 pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
-    let recorder = admin::install_recorder().context("install the metrics recorder")?;
+    let exposition = metrics::install().context("install the metrics recorder")?;
     let shutdown = Shutdown::on_signals().context("handle signals")?;
     let readiness = Readiness::default();
     let generation = format!("{}-{:x}", std::process::id(), fastrand::u64(..));
@@ -63,10 +68,12 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         certificates: certificates.clone(),
     };
     let pods = Arc::new(Pods::new(household, watched.clone()));
+    let accounts = Accounts::new(config.metrics_label_sets);
     let shared = Shared {
         mesh: mesh.clone(),
         certificates: certificates.clone(),
         probes: probes.clone(),
+        accounts: accounts.clone(),
         place: place(&config),
         mesh_ranges: config.mesh_ranges.as_slice().into(),
         drain: Shutdown::new(),
@@ -86,8 +93,9 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
     let draining = Arc::clone(&pods);
-    let pages = debug::pages(&config, log, &Shown { pods, mesh, certificates, shutdown: shutdown.clone() });
-    admin::serve(config.metrics_address, Pages::new().metrics(&recorder), stop.clone())
+    collect(&exposition, &accounts, &pods, &mesh);
+    let pages = debug::pages(&config, log, &Shown { pods, mesh, certificates, accounts, shutdown: shutdown.clone() });
+    admin::serve(config.metrics_address, Pages::new().metrics(&exposition), stop.clone())
         .await
         .context("serve metrics")?;
     let ready = Pages::new().readiness(readiness);
@@ -101,6 +109,31 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     stop.request();
     threads.join();
     Ok(())
+}
+
+/// What is measured when somebody asks.
+#[expect(clippy::cast_precision_loss, reason = "nobody has 2^53 of anything here")]
+fn collect(exposition: &Exposition, accounts: &Accounts, pods: &Arc<Pods>, mesh: &Mesh) {
+    catalogue::ISTIO_BUILD.with(["nodeproxy", env!("CARGO_PKG_VERSION")]).set(1.0);
+    let mut publisher = Publisher::new(accounts.ledger.clone(), mesh.clone());
+    exposition.add(move |page| publisher.write(page));
+    let (accounts, pods, mesh) = (accounts.clone(), Arc::clone(pods), mesh.clone());
+    let changed = Arc::new(Mutex::new(Instant::now()));
+    tasks::spawn("view age", note_changes(mesh.subscribe(), Arc::clone(&changed)));
+    exposition.add(move |_| {
+        catalogue::CONNECTIONS_LIVE.with([]).set(accounts.live() as f64);
+        catalogue::PODS.with([]).set(pods.all().len() as f64);
+        catalogue::VIEW_VERSION.with([]).set(mesh.view().version() as f64);
+        let changed = *changed.lock().unwrap_or_else(PoisonError::into_inner);
+        catalogue::VIEW_AGE.with([]).set(changed.elapsed().as_secs_f64());
+    });
+}
+
+/// Remembers when the view changed last.
+async fn note_changes(mut views: watch::Receiver<u64>, changed: Arc<Mutex<Instant>>) {
+    while views.changed().await.is_ok() {
+        *changed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
 }
 
 /// Marks the view as there.

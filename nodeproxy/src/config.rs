@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use underpass_model::TrustDomain;
-use underpass_runtime::{control::ControlOptions, telemetry::LogOptions};
+use underpass_runtime::{admin, control::ControlOptions, telemetry::LogOptions};
 
 /// Carries the traffic of this node's enrolled pods with mutual TLS and workload identity.
 #[derive(Clone, Debug, Parser)]
@@ -55,9 +55,12 @@ pub(crate) struct Config {
     /// Where readiness is served
     #[arg(long, default_value = "0.0.0.0:15021", value_name = "ADDRESS")]
     pub(crate) ready_address: SocketAddr,
-    /// Where debugging pages are served; keep it on loopback
-    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
+    /// Where debugging pages are served; a loopback address
+    #[arg(long, default_value = "127.0.0.1:15000", value_parser = admin::loopback, value_name = "ADDRESS")]
     pub(crate) admin_address: SocketAddr,
+    /// The most sets of labels under which connections are counted; the others are counted together as `overflow`
+    #[arg(long, env = "UNDERPASS_METRICS_LABEL_SETS", default_value = "10000", value_name = "COUNT")]
+    pub(crate) metrics_label_sets: usize,
 
     /// How long connections may go on after a wish to stop, in seconds
     #[arg(long, env = "UNDERPASS_DRAIN_SECONDS", default_value = "25", value_parser = seconds, value_name = "SECONDS")]

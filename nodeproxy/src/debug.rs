@@ -1,17 +1,21 @@
 //! What the administration interface shows and does. It listens on loopback.
 
-use std::sync::Arc;
+mod connections;
+mod dump;
+mod heap;
+
+use std::{collections::HashMap, sync::Arc};
 
 use http::{Method, StatusCode};
 use underpass_discovery::Mesh;
 use underpass_identity::store::CertificateStore;
 use underpass_runtime::{
     Shutdown,
-    admin::{Pages, json, text},
+    admin::{Answer, Pages, json, text},
     telemetry::LogControl,
 };
 
-use crate::{config::Config, pods::Pods};
+use crate::{account::Accounts, config::Config, pods::Pods};
 
 /// What the pages show and act on.
 #[derive(Clone)]
@@ -19,56 +23,56 @@ pub(crate) struct Shown {
     pub(crate) pods: Arc<Pods>,
     pub(crate) mesh: Mesh,
     pub(crate) certificates: CertificateStore,
+    pub(crate) accounts: Accounts,
     pub(crate) shutdown: Shutdown,
 }
 
 /// The pages.
 pub(crate) fn pages(config: &Config, log: LogControl, shown: &Shown) -> Pages {
     let node = config.node_name.clone();
-    let Shown { pods, mesh, certificates, shutdown: stop } = shown.clone();
+    let dumped = shown.clone();
     let dump = move |_| {
-        let page = serde_json::json!({
-            "node": node,
-            "version": env!("CARGO_PKG_VERSION"),
-            "pods": pods.all().values().map(|pod| serde_json::json!({
-                "uid": pod.uid.as_str(),
-                "namespace": &*pod.namespace,
-                "name": &*pod.name,
-                "identity": pod.identity.to_string(),
-                "connections": pod.connections.live(),
-            })).collect::<Vec<_>>(),
-            "certificates": certificates.status(),
-            "view": mesh_summary(&mesh),
-        });
-        async move { json(format!("{page:#}\n")) }
+        let (node, shown) = (node.clone(), dumped.clone());
+        aside(move || json(format!("{:#}\n", dump::page(&node, &shown))))
     };
+    let accounts = shown.accounts.clone();
+    let connections = move |request: http::Request<()>| {
+        let accounts = accounts.clone();
+        aside(move || match connections::page(&accounts, &query(&request)) {
+            Ok(page) => json(format!("{page:#}\n")),
+            Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        })
+    };
+    let heap = |_| aside(|| text(StatusCode::OK, heap::page()));
+    let stop = shown.shutdown.clone();
     let quit = move |_| {
         stop.request();
         async { text(StatusCode::OK, "draining\n") }
     };
     let logging = move |request: http::Request<()>| {
-        let filter = request.uri().query().and_then(|query| query.strip_prefix("level=")).unwrap_or("").to_owned();
+        let filter = query(&request).remove("level").unwrap_or_default();
         let answer = match log.set(&filter) {
             Ok(()) => text(StatusCode::OK, format!("logging {filter}\n")),
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}: use ?level=info or ?level=target=debug\n")),
         };
         async move { answer }
     };
-    Pages::new().page(Method::GET, "/config_dump", dump).page(Method::POST, "/logging", logging).page(
-        Method::POST,
-        "/quitquitquit",
-        quit,
-    )
+    Pages::new()
+        .page(Method::GET, "/config_dump", dump)
+        .page(Method::GET, "/connections", connections)
+        .page(Method::GET, "/debug/pprof/heap", heap)
+        .page(Method::POST, "/logging", logging)
+        .page(Method::POST, "/quitquitquit", quit)
 }
 
-fn mesh_summary(mesh: &Mesh) -> serde_json::Value {
-    let view = mesh.view();
-    let counts = view.counts();
-    serde_json::json!({
-        "version": view.version(),
-        "complete": view.is_complete(),
-        "workloads": counts.workloads,
-        "services": counts.services,
-        "authorizations": counts.authorizations,
-    })
+/// Makes an answer where a thread may take its time: this one has the agent and the operator to talk to.
+async fn aside(make: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+    let made = tokio::task::spawn_blocking(make).await;
+    made.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
+}
+
+/// What stands behind the question mark. Nothing here needs escapes.
+fn query(request: &http::Request<()>) -> HashMap<String, String> {
+    let pairs = request.uri().query().unwrap_or_default().split('&');
+    pairs.filter_map(|pair| pair.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }

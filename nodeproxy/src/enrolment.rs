@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use underpass_enrolment::{
     node::{self, ListeningSocket, ReleaseReason, ToAgent, ToProxy},
     seqpacket::{ConnectError, Connection, RecvError, SendError},
@@ -18,7 +18,7 @@ use underpass_enrolment::{
 };
 use underpass_identity::store::CertificateStore;
 use underpass_model::PodUid;
-use underpass_runtime::{Backoff, Chain, Shutdown, admin::Pending, tasks};
+use underpass_runtime::{Backoff, Chain, Shutdown, admin::Pending, metrics::catalogue, tasks};
 
 use crate::{
     capture::Listeners,
@@ -232,6 +232,8 @@ impl Session<'_> {
     }
 
     async fn add(&mut self, uid: PodUid, info: WorkloadInfo, netns: OwnedFd) -> Result<zds::Ack, SessionError> {
+        // Each new session names the pods anew that this proxy serves already.
+        let handed_over = self.enrolment.pods.get(&uid).is_none().then(Instant::now);
         let pods = &self.enrolment.pods;
         let pod = match pods.get(&uid) {
             Some(known) if known.is_in(netns.as_fd()) => known,
@@ -256,7 +258,7 @@ impl Session<'_> {
                 }
             }
         };
-        self.tell_when_ready(&pod);
+        self.tell_when_ready(&pod, handed_over);
         Ok(zds::Ack::done())
     }
 
@@ -273,7 +275,7 @@ impl Session<'_> {
     }
 
     /// Tells the agent when the pod's certificate is there, or why it is not yet. Holds nothing that would keep the pod.
-    fn tell_when_ready(&self, pod: &Pod) {
+    fn tell_when_ready(&self, pod: &Pod, handed_over: Option<Instant>) {
         let (certificates, outbox) = (self.enrolment.certificates.clone(), self.outbox.clone());
         let (uid, identity, connections) = (pod.uid.clone(), pod.identity.clone(), pod.connections.clone());
         tasks::spawn("ready", async move {
@@ -284,6 +286,9 @@ impl Session<'_> {
                 };
                 let there = outcome.is_ok();
                 let outcome = outcome.map(drop).map_err(|error| Chain(&error).to_string());
+                if let (true, Some(began)) = (there, handed_over) {
+                    catalogue::ENROLMENT.with([]).record(began.elapsed());
+                }
                 let told = outbox.send(ToAgent::Ready { pod: uid.clone(), outcome }).await;
                 if there || told.is_err() {
                     return;

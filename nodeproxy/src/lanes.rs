@@ -1,5 +1,6 @@
 //! The order of the steps, nothing else: capture → identify → resolve → authorise → tunnel → copy → account.
 
+mod classes;
 mod inbound;
 mod outbound;
 mod plaintext;
@@ -93,7 +94,7 @@ impl Failure {
     }
 
     fn failed(&self) -> Failed<'_> {
-        Failed { reason: self.reason(), error: self }
+        Failed { step: self.step(), flag: self.flag(), reason: self.reason(), error: self }
     }
 }
 

@@ -15,6 +15,7 @@ mod pods;
 mod probe;
 mod resolve;
 mod tunnel;
+mod waits;
 mod worker;
 
 use clap::Parser;
@@ -32,5 +33,7 @@ fn main() -> anyhow::Result<()> {
     let log = underpass_runtime::telemetry::init(&config.log)?;
     underpass_runtime::limits::raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(app::run(config, log))
+    let outcome = runtime.block_on(app::run(config, log));
+    underpass_runtime::telemetry::flush();
+    outcome
 }

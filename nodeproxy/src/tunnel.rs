@@ -15,6 +15,7 @@ use crate::{
     identify::Caller,
     pods::Pod,
     resolve::{NextHop, Resolved, TunnelHop},
+    waits,
     worker::Worker,
 };
 
@@ -99,8 +100,9 @@ impl Dialler<'_> {
 
     async fn tunnel(&self, hop: &TunnelHop, resolved: &Resolved) -> Result<Upstream, DialError> {
         let own = &self.pod.identity;
-        let waited = self.worker.shared.certificates.wait(own, CERTIFICATE_DEADLINE).await;
-        let credentials = waited.map_err(|error| DialError::Certificate(own.clone(), error))?;
+        let certificates = &self.worker.shared.certificates;
+        let credentials = waits::credentials(certificates, own, CERTIFICATE_DEADLINE).await;
+        let credentials = credentials.map_err(|error| DialError::Certificate(own.clone(), error))?;
         let key = TunnelKey {
             pod: self.pod.uid.clone(),
             own: own.clone(),

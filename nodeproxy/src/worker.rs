@@ -6,14 +6,15 @@
 use std::{io, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use tokio::{sync::mpsc, task::LocalSet};
+use tokio::{sync::mpsc, task::LocalSet, time::MissedTickBehavior};
 use underpass_discovery::{Mesh, View};
-use underpass_hbone::pool::{Pool, PoolOptions};
+use underpass_hbone::pool::{Pool, PoolCounts, PoolOptions};
 use underpass_identity::store::CertificateStore;
 use underpass_model::{PodUid, Tunnel};
-use underpass_runtime::{Shutdown, tasks};
+use underpass_runtime::{Shutdown, metrics::catalogue, tasks, telemetry};
 
 use crate::{
+    account::{Accounts, Books},
     balance::{Loads, Place},
     capture::{Knock, Watch, Watched},
     lanes,
@@ -26,6 +27,7 @@ pub(crate) struct Shared {
     pub(crate) mesh: Mesh,
     pub(crate) certificates: CertificateStore,
     pub(crate) probes: Probes,
+    pub(crate) accounts: Accounts,
     /// Where this node is, for pods of which discovery has not told yet.
     pub(crate) place: Place,
     /// The ranges of the mesh, where that matters.
@@ -39,6 +41,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Shared,
     pub(crate) pool: Pool,
     pub(crate) loads: Loads,
+    pub(crate) books: Rc<Books>,
 }
 
 /// A way to speak to all workers; clones share it.
@@ -56,6 +59,8 @@ enum Command {
 
 /// Commands that may wait for a busy worker.
 const COMMANDS: usize = 1024;
+/// How late bytes may be counted.
+const COUNTING: Duration = Duration::from_secs(1);
 
 /// Starts the workers. They end when `stop` is asked for.
 pub(crate) fn start(
@@ -80,6 +85,7 @@ pub(crate) fn start(
                 Err(_panic) => tracing::error!(worker = number, "a worker panicked"),
             }
             // Half of the connections would fail for ever; a new process serves all of them.
+            telemetry::flush();
             std::process::exit(70);
         })?;
         senders.push(sender);
@@ -118,13 +124,22 @@ async fn run(
 ) -> io::Result<()> {
     let mut watch = watched.watch(number)?;
     let mut views = shared.mesh.subscribe();
-    let worker = Rc::new(Worker { shared, pool: Pool::new(PoolOptions::default()), loads: Loads::default() });
+    let books = Rc::new(shared.accounts.books());
+    let pool = Pool::new(PoolOptions::default());
+    let worker = Rc::new(Worker { shared, pool, loads: Loads::default(), books });
+    let mut counting = tokio::time::interval(COUNTING);
+    counting.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut counted = PoolCounts::default();
     loop {
         tokio::select! {
             () = stop.requested() => return Ok(()),
             Some(command) = commands.recv() => match command {
                 Command::Forget(pod) => worker.pool.evict(|key| key.pod == pod),
             },
+            _ = counting.tick() => {
+                worker.books.flush();
+                counted = count(worker.pool.counts(), counted);
+            }
             Ok(()) = views.changed() => {
                 views.mark_unchanged();
                 worker.forget_the_gone(&worker.shared.mesh.view());
@@ -134,6 +149,16 @@ async fn run(
     }
 }
 
+/// Tells how the pool has changed; the workers' pools add up.
+#[expect(clippy::cast_precision_loss, reason = "nobody has 2^53 tunnels")]
+fn count(now: PoolCounts, before: PoolCounts) -> PoolCounts {
+    catalogue::TUNNELS_OPEN.with([]).increment(now.tunnels as f64 - before.tunnels as f64);
+    catalogue::TUNNEL_STREAMS_OPEN.with([]).increment(now.streams as f64 - before.streams as f64);
+    catalogue::TUNNELS_OPENED.with([]).increment(now.opened - before.opened);
+    catalogue::TUNNELS_EVICTED.with([]).increment(now.evicted - before.evicted);
+    now
+}
+
 /// The next connection. An error of `accept` is about one connection or about resources, so accepting goes on.
 async fn knock(watch: &mut Watch) -> Knock {
     loop {
@@ -141,7 +166,7 @@ async fn knock(watch: &mut Watch) -> Knock {
             Ok(knock) => return knock,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                metrics::counter!("underpass_accept_failures_total").increment(1);
+                catalogue::ACCEPT_FAILURES.with([]).increment(1);
                 // Out of descriptors, most likely: those in the queue wait, and trying at once would spin.
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

@@ -21,6 +21,7 @@ use crate::{
     pods::Pod,
     resolve::inbound::{Application, backed_service, resolve},
     tunnel::DialError,
+    waits,
     worker::{self, Worker},
 };
 
@@ -40,13 +41,16 @@ struct Ends {
 pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
     let _open = knock.pod.connections.tunnel();
     let (client, pod) = (knock.client, Arc::clone(&knock.pod));
+    let mut record = Record::open(&worker.books, Direction::Inbound, client);
     match handshake(knock, &worker).await {
         Ok((connection, hbone)) => {
+            record.discard();
             let ends = Rc::new(Ends { pod, peer: connection.peer().clone(), client, hbone });
             streams(connection, &ends, &worker).await;
         }
         Err(failure) => {
-            Record::open(Direction::Inbound, client).close(Err(failure.failed()));
+            record.destination.workload = worker.shared.mesh.view().workload(&pod.workload).cloned();
+            record.close(Err(failure.failed()));
         }
     }
 }
@@ -56,10 +60,11 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
     let shaken = async {
         let own = &knock.pod.identity;
         let hbone = canonical(knock.stream.local_addr().map_err(AcceptError::Tls)?);
-        let credentials = worker.shared.certificates.wait(own, CERTIFICATE_DEADLINE).await?;
+        let credentials = waits::credentials(&worker.shared.certificates, own, CERTIFICATE_DEADLINE).await?;
         let expected = Expected::TrustDomain(own.trust_domain().clone());
         let options = ServerOptions::default();
-        let connection = server::accept(knock.stream, &credentials.server, &expected, &options).await?;
+        let accept = server::accept(knock.stream, &credentials.server, &expected, &options);
+        let connection = waits::measured("handshake", accept).await?;
         Ok((connection, hbone))
     };
     tokio::select! {
@@ -94,7 +99,7 @@ async fn streams(mut connection: ServerConnection, ends: &Rc<Ends>, worker: &Rc<
 
 async fn stream(incoming: Incoming, ends: Rc<Ends>, worker: Rc<Worker>) {
     let arrival = ends.pod.connections.arrive();
-    let mut record = Record::open(Direction::Inbound, ends.client);
+    let mut record = Record::open(&worker.books, Direction::Inbound, ends.client);
     record.source.identity = Some(ends.peer.clone());
     record.hbone_addr = Some(ends.hbone);
     let outcome = carry(incoming, (&ends, &arrival), &worker, &mut record).await;
@@ -117,7 +122,7 @@ async fn carry(
         Ok((application, lease)) => {
             let own = record.destination.workload.as_deref().map(Baggage::of).unwrap_or_default();
             let stream = incoming.accept(&own)?;
-            super::copy_inbound(stream, application, &lease, &record.meter).await
+            super::copy_inbound(stream, application, &lease, record.established()).await
         }
         Err(failure) => {
             incoming.refuse(status(&failure));

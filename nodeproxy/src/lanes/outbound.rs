@@ -15,6 +15,7 @@ use crate::{
     identify,
     resolve::{Question, resolve},
     tunnel::{DialError, Dialler, Upstream},
+    waits,
     worker::Worker,
 };
 
@@ -26,7 +27,7 @@ const TRIES: usize = 3;
 /// Carries one connection.
 pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
     let arrival = knock.pod.connections.arrive();
-    let mut record = Record::open(Direction::Outbound, knock.client);
+    let mut record = Record::open(&worker.books, Direction::Outbound, knock.client);
     let outcome = carry(knock, &arrival, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
@@ -35,7 +36,7 @@ async fn carry(knock: Knock, arrival: &Arrival, worker: &Worker, record: &mut Re
     let captured = Captured::of(knock)?;
     record.destination.addr = Some(captured.original_dst);
     let (upstream, lease, _active) = connect(&captured, arrival, worker, record).await?;
-    super::copy(captured.stream, upstream, &lease, &record.meter).await
+    super::copy(captured.stream, upstream, &lease, record.established()).await
 }
 
 /// On demand: learns who is at an address. Without an answer, an address that may be the mesh's is refused: whoever is
@@ -60,7 +61,7 @@ async fn connect<'a>(
     record: &mut Record,
 ) -> Result<Connected<'a>, Failure> {
     let shared = &worker.shared;
-    if !shared.mesh.wait_complete(VIEW_DEADLINE).await {
+    if !waits::view(&shared.mesh, VIEW_DEADLINE).await {
         return Err(Failure::View);
     }
     ask(worker, captured.original_dst.ip()).await?;

@@ -22,7 +22,7 @@ use crate::{
 /// Carries one connection.
 pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
     let arrival = knock.pod.connections.arrive();
-    let mut record = Record::open(Direction::Inbound, knock.client);
+    let mut record = Record::open(&worker.books, Direction::Inbound, knock.client);
     let outcome = carry(knock, &arrival, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
@@ -31,7 +31,7 @@ async fn carry(knock: Knock, arrival: &Arrival, worker: &Worker, record: &mut Re
     let captured = Captured::of(knock)?;
     record.destination.addr = Some(captured.original_dst);
     let (application, lease) = connect(&captured, arrival, worker, record).await?;
-    super::copy(captured.stream, application, &lease, &record.meter).await
+    super::copy(captured.stream, application, &lease, record.established()).await
 }
 
 async fn connect<'a>(

@@ -1,0 +1,37 @@
+//! What a connection may have to wait for, measured: who need not wait is not counted.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use underpass_discovery::Mesh;
+use underpass_identity::{
+    store::{CertificateStore, StoreError},
+    tls::Credentials,
+};
+use underpass_model::Identity;
+use underpass_runtime::metrics::catalogue;
+
+/// A pod's own certificate.
+pub(crate) async fn credentials(
+    certificates: &CertificateStore,
+    own: &Identity,
+    deadline: Duration,
+) -> Result<Arc<Credentials>, StoreError> {
+    match certificates.credentials(own) {
+        Some(credentials) => Ok(credentials),
+        None => measured("certificate", certificates.wait(own, deadline)).await,
+    }
+}
+
+/// The first complete view of the mesh; says whether it came.
+pub(crate) async fn view(mesh: &Mesh, deadline: Duration) -> bool {
+    mesh.view().is_complete() || measured("view", mesh.wait_complete(deadline)).await
+}
+
+/// Waits, and counts how long.
+pub(crate) async fn measured<T>(what: &'static str, wait: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let outcome = wait.await;
+    catalogue::WAIT.with([what]).record(began.elapsed());
+    outcome
+}
