@@ -5,6 +5,7 @@
 mod agent_away;
 mod captured;
 mod closed_ports;
+mod dashboard;
 mod enrolment;
 mod exclusions;
 mod ipv6;
