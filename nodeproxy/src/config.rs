@@ -100,3 +100,17 @@ fn online_cores() -> usize {
 fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
     text.parse().map(Duration::from_secs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debugging_pages_that_others_could_reach_are_refused_with_the_reason() {
+        let needed = ["underpass-nodeproxy", "--node-name=a"];
+        let with = |address| Config::try_parse_from(needed.into_iter().chain(["--admin-address", address]));
+        assert!(with("[::1]:15000").is_ok());
+        let story = with("0.0.0.0:15000").unwrap_err().to_string();
+        assert!(story.contains("--admin-address") && story.contains("ask for no credentials"), "{story}");
+    }
+}

@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
 
 use underpass_model::{TrustDomain, names::DEFAULT_CLUSTER};
-use underpass_runtime::telemetry::LogOptions;
+use underpass_runtime::{
+    admin::{LoopbackError, loopback},
+    telemetry::LogOptions,
+};
 
 use crate::translate::TranslateOptions;
 
@@ -48,8 +51,9 @@ pub struct Config {
     /// Where readiness is served
     #[arg(long, env = "UNDERPASS_READY_ADDRESS", default_value = "0.0.0.0:15021", value_name = "ADDRESS|none")]
     pub ready_address: PageAddress,
-    /// Where debugging pages are served; they need no credentials, so keep them on loopback
+    /// Where debugging pages are served; a loopback address, as they need no credentials
     #[arg(long, env = "UNDERPASS_ADMIN_ADDRESS", default_value = "127.0.0.1:15000", value_name = "ADDRESS|none")]
+    #[arg(value_parser = debugging_address)]
     pub admin_address: PageAddress,
     /// How to log
     #[command(flatten)]
@@ -66,6 +70,11 @@ impl FromStr for PageAddress {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "none" { Ok(Self(None)) } else { text.parse().map(|address| Self(Some(address))) }
     }
+}
+
+/// Debugging pages ask for no credentials, so nobody else may reach them.
+fn debugging_address(text: &str) -> Result<PageAddress, LoopbackError> {
+    if text == "none" { Ok(PageAddress(None)) } else { loopback(text).map(|address| PageAddress(Some(address))) }
 }
 
 impl Config {
@@ -104,7 +113,12 @@ mod tests {
 
     #[test]
     fn refuses_values_that_cannot_work() {
-        for bad in [["--trust-domain", "Not A Domain"], ["--listen", "here"], ["--ready-address", "15021"]] {
+        for bad in [
+            ["--trust-domain", "Not A Domain"],
+            ["--listen", "here"],
+            ["--ready-address", "15021"],
+            ["--admin-address", "0.0.0.0:15000"],
+        ] {
             assert!(Config::try_parse_from(NEEDED.into_iter().chain(bad)).is_err(), "{bad:?}");
         }
         assert!(Config::try_parse_from(&NEEDED[..7]).is_err(), "no node tokens");
