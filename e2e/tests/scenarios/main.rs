@@ -6,6 +6,7 @@ mod agent_away;
 mod captured;
 mod closed_ports;
 mod dashboard;
+mod debugging_pages;
 mod enrolment;
 mod exclusions;
 mod ipv6;

@@ -2,6 +2,8 @@
 //!
 //! After a change of the catalogue: `UNDERPASS_WRITE_REFERENCE=1 cargo test -p underpass-runtime --test metrics_reference`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
+
 use std::{fmt::Write as _, fs, path::Path};
 
 use underpass_runtime::metrics::{

@@ -75,7 +75,8 @@ impl Exposition {
     async fn upkeep(self) {
         loop {
             tokio::time::sleep(UPKEEP).await;
-            let unseen = self.lock().made.elapsed() >= UPKEEP;
+            // Who holds it is making the page.
+            let unseen = self.0.try_lock().is_ok_and(|page| page.made.elapsed() >= UPKEEP);
             if unseen {
                 let this = self.clone();
                 drop(tokio::task::spawn_blocking(move || drop(this.page())).await);
