@@ -6,6 +6,7 @@
 
 mod books;
 mod line;
+mod policy;
 mod series;
 mod traffic;
 
@@ -17,15 +18,15 @@ use std::{
 
 use underpass_hbone::Meter;
 use underpass_model::{Identity, Service, Workload};
-use underpass_policy::Origin;
+use underpass_policy::{Origin, Permit, Refusal};
 use underpass_runtime::metrics::catalogue;
 
-use self::line::Ending;
 pub(crate) use self::{
     books::{Accounts, Books, Live},
     series::Publisher,
     traffic::ResponseFlag,
 };
+use self::{line::Ending, policy::Said};
 use crate::resolve::{NextHop, Resolved};
 
 /// The reason of a connection that went well.
@@ -46,6 +47,8 @@ pub(crate) struct Record {
     live: Arc<Live>,
     /// Who and where, as far as it is known.
     story: Story,
+    /// What policies said of it.
+    said: Said,
     closed: bool,
 }
 
@@ -85,6 +88,8 @@ pub(crate) struct Failed<'a> {
     pub(crate) reason: &'static str,
     /// What happened.
     pub(crate) error: &'a dyn std::error::Error,
+    /// What policies have against it, if it is they.
+    pub(crate) refusal: Option<&'a Refusal>,
 }
 
 impl Direction {
@@ -102,7 +107,13 @@ impl Record {
     pub(crate) fn open(books: &Rc<Books>, direction: Direction, client: SocketAddr) -> Self {
         let source = Party { addr: Some(client), ..Party::default() };
         let story = Story { source, ..Story::default() };
-        Self { books: Rc::clone(books), live: books.enter(direction, client), story, closed: false }
+        Self {
+            books: Rc::clone(books),
+            live: books.enter(direction, client),
+            story,
+            said: Said::default(),
+            closed: false,
+        }
     }
 
     /// Notes where it goes.
@@ -115,6 +126,11 @@ impl Record {
         };
         self.destination.addr = Some(addr);
         self.hbone_addr = hbone_addr;
+    }
+
+    /// Notes by which policy it is allowed, and what those in dry run have against it.
+    pub(crate) fn permitted(&mut self, permit: &Permit) {
+        self.said = Said::permitted(permit);
     }
 
     /// It has reached its server: it counts as opened, and its bytes count while they flow.
@@ -138,6 +154,10 @@ impl Record {
     fn end(&mut self, failed: Option<&Failed<'_>>, without: &'static str) {
         self.closed = true;
         self.books.leave(&self.live);
+        if let Some(refusal) = failed.and_then(|failed| failed.refusal) {
+            self.said = Said::refused(refusal);
+        }
+        self.said.count_dry_run(self.story.source.identity.as_ref(), self.story.destination.identity.as_ref());
         let established = self.books.establish(&self.live, &self.story);
         self.live.flush();
         established.series.close(failed.map_or(ResponseFlag::None, |failed| failed.flag));
@@ -150,7 +170,8 @@ impl Record {
         let (sent, received) =
             (meter.from_downstream.load(Ordering::Relaxed), meter.to_downstream.load(Ordering::Relaxed));
         let duration = self.live.opened.elapsed();
-        line::write(&Ending { direction, sent, received, duration, reason, failed }, &self.story);
+        let said = &self.said;
+        line::write(&Ending { direction, sent, received, duration, reason, failed, said }, &self.story);
     }
 }
 

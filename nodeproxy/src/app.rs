@@ -35,6 +35,7 @@ use crate::{
     enrolment::Enrolment,
     pods::{Household, Pods},
     probe::Probes,
+    revoke,
     worker::{self, Shared},
 };
 
@@ -92,6 +93,7 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let pending = readiness.pending("pods of this node");
     tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
+    tasks::spawn("revocation", revoke::run(mesh.clone(), Arc::clone(&pods), stop.clone()));
     let draining = Arc::clone(&pods);
     collect(&exposition, &accounts, &pods, &mesh);
     let pages = debug::pages(&config, log, &Shown { pods, mesh, certificates, accounts, shutdown: shutdown.clone() });

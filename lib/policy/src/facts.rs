@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use underpass_model::{Identity, TrustDomain};
+use underpass_model::Identity;
 
 /// Who speaks, and how we know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +15,22 @@ pub enum Source {
     Stranger(IpAddr, Origin),
 }
 
+impl Source {
+    /// The identity that was proven, if one was.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Local(identity) | Self::Peer(identity) => Some(identity),
+            Self::Stranger(..) => None,
+        }
+    }
+}
+
 /// What the node knows of a plaintext connection's client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
+    /// Closed before anybody could tell who it was.
+    Gone,
     /// A process of the node itself that is not the kubelet.
     Host,
     /// The kubelet of this node: a probe.
@@ -39,12 +52,14 @@ pub enum Hop {
 }
 
 /// All that a decision sees.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// Who speaks.
     pub source: &'a Source,
-    /// The root under which this pod's own identity is valid.
-    pub trust_domain: &'a TrustDomain,
+    /// The address that the connection came from: the client pod's, or a waypoint's, or that of whatever translated it.
+    pub client: IpAddr,
+    /// The pod whose lane this is. Other identities are believed only under its trust domain.
+    pub own: &'a Identity,
     /// Where it goes.
     pub hop: Hop,
     /// The address it goes to, after target-port mapping.

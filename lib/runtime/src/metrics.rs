@@ -1,6 +1,7 @@
 //! Metrics: every name, help text and label stands in [`catalogue`]; programs count by what is declared there.
 //!
-//! Label values of our own metrics are `&'static str`, so that no peer and no pod can make a series. Series that carry
+//! Label values of our own metrics are `&'static str`, so that no peer and no pod can make a series; where they name what
+//! configuration bounds ([`Counters::with_values`]) there is a reason. Series that carry
 //! names of workloads are [`transient`] ones, which are forgotten some time after they were last touched.
 
 pub mod catalogue;
@@ -97,6 +98,15 @@ kind!(
     /// Gauges of one name.
     Gauges, Gauge, metrics::Gauge, register_gauge
 );
+
+impl<const N: usize> Counters<N> {
+    /// The series with these label values. They stay for ever, so only for what configuration bounds: names of policies,
+    /// identities of the mesh.
+    pub fn with_values(&self, values: &[SharedString; N]) -> Counter {
+        let key = transient::key(self, values);
+        metrics::with_recorder(|recorder| recorder.register_counter(&key, &METADATA))
+    }
+}
 
 /// Histograms of one name.
 #[derive(Clone, Copy, Debug)]

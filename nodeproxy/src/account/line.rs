@@ -2,10 +2,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use underpass_policy::Origin;
+use underpass_policy::{Origin, PolicyName};
 use underpass_runtime::Chain;
 
-use super::{Direction, Failed, Party, Story};
+use super::{Direction, Failed, Party, Story, policy::Said};
 
 /// What a line says besides who and where.
 pub(super) struct Ending<'a> {
@@ -17,6 +17,7 @@ pub(super) struct Ending<'a> {
     pub(super) duration: Duration,
     pub(super) reason: &'static str,
     pub(super) failed: Option<&'a Failed<'a>>,
+    pub(super) said: &'a Said,
 }
 
 /// Both levels have the same fields, which the macro of `tracing` must see as text.
@@ -42,6 +43,10 @@ macro_rules! line {
             bytes_recv = $ending.received,
             duration = $texts.duration,
             reason = $ending.reason,
+            policy = $ending.said.policy.as_ref().map(PolicyName::as_str),
+            dry_run = $ending.said.dry_run.as_ref().map(|dry_run| dry_run.outcome),
+            dry_run.policy =
+                $ending.said.dry_run.as_ref().and_then(|dry_run| dry_run.policy.as_ref()).map(PolicyName::as_str),
             error = $error },
             "connection complete"
         )
@@ -85,6 +90,7 @@ pub(super) fn write(ending: &Ending<'_>, story: &Story) {
 
 fn origin(origin: Origin) -> &'static str {
     match origin {
+        Origin::Gone => "gone",
         Origin::Host => "host",
         Origin::Kubelet => "kubelet",
         Origin::Remote => "remote",

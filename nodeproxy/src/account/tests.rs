@@ -55,7 +55,7 @@ impl fmt::Display for Broken {
 impl Error for Broken {}
 
 fn failed(flag: ResponseFlag) -> Failed<'static> {
-    Failed { step: "tunnel", flag, reason: "broken", error: &Broken }
+    Failed { step: "tunnel", flag, reason: "broken", error: &Broken, refusal: None }
 }
 
 fn books(most: usize) -> (Accounts, Rc<Books>) {

@@ -3,14 +3,14 @@
 use underpass_hbone::{AcceptError, ConnectError, OpenError};
 
 use super::Failure;
-use crate::{account::ResponseFlag, tunnel::DialError};
+use crate::{account::ResponseFlag, connections::Ended, tunnel::DialError};
 
 impl Failure {
     /// How far the connection came.
     pub(super) fn step(&self) -> &'static str {
         match self {
             Self::Accept(_) => "handshake",
-            Self::Authorize(_) => "authorise",
+            Self::Authorize(_) | Self::ClosedEarly | Self::OwnUnknown(_) => "authorise",
             Self::Capture(_) => "capture",
             Self::Certificate(_) | Self::Dial(DialError::Certificate(..)) => "certificate",
             Self::Cancelled | Self::Copy(_) | Self::Ended(_) => "copy",
@@ -28,7 +28,7 @@ impl Failure {
                 AcceptError::Peer(_) => ResponseFlag::Identity,
                 AcceptError::Timeout(_) | AcceptError::Tls(_) => ResponseFlag::Tls,
             },
-            Self::Authorize(_) => ResponseFlag::Deny,
+            Self::Authorize(_) | Self::Ended(Ended::Revoked(_)) => ResponseFlag::Deny,
             Self::Certificate(_) | Self::Dial(DialError::Certificate(..)) => ResponseFlag::Identity,
             Self::Dial(DialError::Tunnel(_, OpenError::Connect { source, .. })) => match source.as_ref() {
                 ConnectError::Dial(_) => ResponseFlag::Connect,
@@ -41,11 +41,12 @@ impl Failure {
             | Self::Answer(_)
             | Self::Ask(_)
             | Self::Capture(_)
+            | Self::OwnUnknown(_)
             | Self::Request(_)
             | Self::Resolve(_)
             | Self::ResolveInbound(_)
             | Self::View => ResponseFlag::Connect,
-            Self::Cancelled | Self::Copy(_) | Self::Ended(_) => ResponseFlag::None,
+            Self::Cancelled | Self::ClosedEarly | Self::Copy(_) | Self::Ended(Ended::Pod) => ResponseFlag::None,
         }
     }
 }

@@ -117,6 +117,29 @@ pub static CONNECTIONS_CLOSED: Counters<3> = counter(
         ("reason", "`ok`, or the code that the access log has as well"),
     ],
 );
+const POLICY: [(&str, &str); 3] = [
+    ("policy", "the policy's name"),
+    ("source_principal", "the client's SPIFFE id, or `unknown`"),
+    ("destination_principal", "the server's SPIFFE id"),
+];
+/// Refusals.
+pub static POLICY_REFUSALS: Counters<4> = counter(
+    "underpass_policy_refusals_total",
+    "Connections refused by policies, and living ones ended by them.",
+    [("reason", "the code of the refusal"), POLICY[0], POLICY[1], POLICY[2]],
+);
+/// Dry runs.
+pub static POLICY_DRY_RUN: Counters<4> = counter(
+    "underpass_policy_dry_run_total",
+    "Connections of which policies in dry run would have decided otherwise.",
+    [("outcome", "`allowed`, or the code of the refusal"), POLICY[0], POLICY[1], POLICY[2]],
+);
+/// Living connections that were ended.
+pub static CONNECTIONS_REVOKED: Counters<1> = counter(
+    "underpass_connections_revoked_total",
+    "Living connections that a change of policies ended.",
+    [("reason", "the code of the refusal")],
+);
 /// Connections that could not be accepted.
 pub static ACCEPT_FAILURES: Counters<0> = counter(
     "underpass_accept_failures_total",
@@ -224,6 +247,7 @@ pub static ALL: &[Section] = &[
         title: "Connections (node proxy)",
         metrics: &[&CONNECTIONS_LIVE, &CONNECTIONS_CLOSED, &ACCEPT_FAILURES, &WAIT],
     },
+    Section { title: "Policies (node proxy)", metrics: &[&POLICY_REFUSALS, &POLICY_DRY_RUN, &CONNECTIONS_REVOKED] },
     Section {
         title: "Tunnels (node proxy)",
         metrics: &[&TUNNELS_OPEN, &TUNNEL_STREAMS_OPEN, &TUNNELS_OPENED, &TUNNELS_EVICTED],

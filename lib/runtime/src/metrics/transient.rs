@@ -28,8 +28,7 @@ impl TransientSeries {
 
     /// The series with these label values.
     pub fn counter<const N: usize>(&self, metric: &Counters<N>, values: &[SharedString; N]) -> Counter {
-        let labels = metric.0.labels.iter().zip(values).map(|((name, _), value)| Label::new(*name, value.clone()));
-        self.0.register_counter(&Key::from_parts(metric.0.name, labels.collect::<Vec<_>>()), &METADATA)
+        self.0.register_counter(&key(metric, values), &METADATA)
     }
 
     /// What there is, as Prometheus reads it. This is where old series are found and forgotten.
@@ -37,6 +36,11 @@ impl TransientSeries {
     pub fn render(&self) -> String {
         self.0.handle().render()
     }
+}
+
+pub(super) fn key<const N: usize>(metric: &Counters<N>, values: &[SharedString; N]) -> Key {
+    let labels = metric.0.labels.iter().zip(values).map(|((name, _), value)| Label::new(*name, value.clone()));
+    Key::from_parts(metric.0.name, labels.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
