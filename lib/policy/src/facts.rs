@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use underpass_model::{Identity, TrustDomain};
+use underpass_model::Identity;
 
 /// Who speaks, and how we know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,17 @@ pub enum Source {
     Peer(Identity),
     /// Nobody we can name: plaintext from this address.
     Stranger(IpAddr, Origin),
+}
+
+impl Source {
+    /// The identity that was proven, if one was.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Local(identity) | Self::Peer(identity) => Some(identity),
+            Self::Stranger(..) => None,
+        }
+    }
 }
 
 /// What the node knows of a plaintext connection's client.
@@ -39,12 +50,14 @@ pub enum Hop {
 }
 
 /// All that a decision sees.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// Who speaks.
     pub source: &'a Source,
-    /// The root under which this pod's own identity is valid.
-    pub trust_domain: &'a TrustDomain,
+    /// The address that the connection came from: the client pod's, or a waypoint's, or that of whatever translated it.
+    pub client: IpAddr,
+    /// The pod whose lane this is. Other identities are believed only under its trust domain.
+    pub own: &'a Identity,
     /// Where it goes.
     pub hop: Hop,
     /// The address it goes to, after target-port mapping.
