@@ -20,7 +20,6 @@ use crate::{
     view::View,
     wire::{
         ResourceType, convert,
-        security::Authorization,
         workload::{Address, address::Type},
         xds,
     },
@@ -49,7 +48,7 @@ pub enum KeptViewError {
 pub(crate) struct Snapshot {
     pub(crate) view: View,
     pub(crate) versions: HashMap<String, Arc<str>>,
-    pub(crate) authorizations: HashMap<String, (Arc<str>, Authorization)>,
+    pub(crate) authorizations: HashMap<String, Arc<str>>,
 }
 
 impl KeptView {
@@ -124,10 +123,11 @@ fn addresses(snapshot: &Snapshot) -> Vec<xds::Resource> {
 }
 
 fn authorizations(snapshot: &Snapshot) -> Vec<xds::Resource> {
-    let all = snapshot.authorizations.iter();
-    all.map(|(name, (version, policy))| {
-        let mut resource = resource(name.clone(), ResourceType::Authorization, policy.encode_to_vec());
-        resource.version = version.to_string();
+    let all = snapshot.view.all_policies();
+    all.map(|policy| {
+        let body = convert::policy_to_wire(policy).encode_to_vec();
+        let mut resource = resource(policy.name.to_string(), ResourceType::Authorization, body);
+        resource.version = snapshot.authorizations.get(&resource.name).map(ToString::to_string).unwrap_or_default();
         resource
     })
     .collect()
@@ -151,6 +151,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use underpass_policy::{Policy, PolicyName, Scope};
+
     use super::*;
     use crate::{
         store::{Delta, Resource},
@@ -169,7 +171,7 @@ mod tests {
             ),
         ];
         store.apply(Delta { kind: ResourceType::Address, changed, removed: Vec::new(), complete: true });
-        let policy = Authorization { name: "deny".into(), namespace: "shop".into(), ..Authorization::default() };
+        let policy = Policy::refuse(PolicyName::new("shop", "deny"), Scope::Namespace);
         let changed = vec![(Resource::Authorization(policy), Arc::from("v3"))];
         store.apply(Delta { kind: ResourceType::Authorization, changed, removed: Vec::new(), complete: true });
         store
@@ -185,6 +187,7 @@ mod tests {
         assert!(store.view().is_complete(), "a copy of a complete view is complete");
         assert!(store.view().service_at(&at("10.96.0.1"), "shop").is_some());
         assert_eq!(store.view().endpoints(&service_name("shop", "web")).count(), 1);
+        assert!(store.view().policy("shop/deny").is_some(), "what was not understood still refuses");
         for kind in ResourceType::ALL {
             assert_eq!(store.versions(kind), filled().versions(kind));
         }

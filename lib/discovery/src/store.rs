@@ -5,22 +5,19 @@ mod mesh;
 use std::{collections::HashMap, sync::Arc};
 
 use underpass_model::{Service, ServiceName, Workload, WorkloadUid};
+use underpass_policy::{Action, Policy};
 
 pub(crate) use mesh::{Ask, Asks, Question};
 pub use mesh::{AskError, Mesh};
 
-use crate::{
-    kept::Snapshot,
-    view::View,
-    wire::{ResourceType, security::Authorization},
-};
+use crate::{kept::Snapshot, view::View, wire::ResourceType};
 use mesh::Shared;
 
 /// What one resource of the protocol holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Resource {
     /// An authorization policy.
-    Authorization(Authorization),
+    Authorization(Policy),
     /// A service.
     Service(Service),
     /// A workload.
@@ -32,7 +29,7 @@ impl Resource {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
-            Self::Authorization(policy) => format!("{}/{}", policy.namespace, policy.name),
+            Self::Authorization(policy) => policy.name.to_string(),
             Self::Service(service) => service.name.to_string(),
             Self::Workload(workload) => workload.uid.to_string(),
         }
@@ -58,7 +55,8 @@ pub struct Store {
     view: View,
     /// The version that is held of each address resource.
     versions: HashMap<String, Arc<str>>,
-    authorizations: HashMap<String, (Arc<str>, Authorization)>,
+    /// The version that is held of each policy.
+    authorizations: HashMap<String, Arc<str>>,
     heard: [bool; ResourceType::ALL.len()],
     shared: Arc<Shared>,
     asks: Asks,
@@ -107,7 +105,7 @@ impl Store {
             self.set(resource, version);
         }
         let complete = self.heard.iter().all(|heard| *heard);
-        self.view.advance(complete, self.authorizations.len());
+        self.view.advance(complete);
         self.shared.publish(self.view.clone());
     }
 
@@ -117,9 +115,7 @@ impl Store {
         let text = |(name, version): (&String, &Arc<str>)| (name.clone(), version.to_string());
         match kind {
             ResourceType::Address => self.versions.iter().map(text).collect(),
-            ResourceType::Authorization => {
-                self.authorizations.iter().map(|(name, (version, _))| text((name, version))).collect()
-            }
+            ResourceType::Authorization => self.authorizations.iter().map(text).collect(),
         }
     }
 
@@ -148,7 +144,12 @@ impl Store {
         let name = resource.name();
         match resource {
             Resource::Authorization(policy) => {
-                self.authorizations.insert(name, (version, policy));
+                let is_known = self.view.policy(&name).is_some_and(|held| held.action != Action::Refuse);
+                // What was not understood refuses, unless an earlier state of it was: that one stays in force.
+                if policy.action != Action::Refuse || !is_known {
+                    self.authorizations.insert(name, version);
+                    self.view.set_policy(policy);
+                }
                 return;
             }
             // A name may change its kind: it is one resource all the same.
@@ -168,6 +169,7 @@ impl Store {
         match kind {
             ResourceType::Authorization => {
                 self.authorizations.remove(name);
+                self.view.remove_policy(name);
             }
             ResourceType::Address => {
                 self.versions.remove(name);

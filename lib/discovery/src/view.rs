@@ -5,6 +5,7 @@
 //! What a look-up answers depends on what the view holds alone, never on the order in which it came.
 
 mod claims;
+mod policies;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -13,15 +14,17 @@ use ipnet::IpNet;
 use underpass_model::{
     Network, NetworkAddress, NetworkMode, NetworkRange, Service, ServiceName, Visibility, Workload, WorkloadUid,
 };
+use underpass_policy::{Policy, PolicySet};
 
 use claims::Claims;
+use policies::Policies;
 
 /// The mesh at one instant.
 #[derive(Clone, Debug, Default)]
 pub struct View {
     version: u64,
     complete: bool,
-    authorizations: usize,
+    policies: Policies,
     workloads: HashMap<WorkloadUid, Arc<Workload>>,
     workload_addresses: HashMap<NetworkAddress, Claims<Workload>>,
     endpoints: HashMap<ServiceName, OrdMap<WorkloadUid, Arc<Workload>>>,
@@ -52,6 +55,13 @@ impl View {
         view
     }
 
+    /// The same with these policies.
+    #[must_use]
+    pub fn with_policies(mut self, policies: impl IntoIterator<Item = Policy>) -> Self {
+        policies.into_iter().for_each(|policy| self.set_policy(policy));
+        self
+    }
+
     /// The number of this view: later ones have greater numbers.
     #[must_use]
     pub fn version(&self) -> u64 {
@@ -67,7 +77,7 @@ impl View {
     /// How much it holds.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        Counts { workloads: self.workloads.len(), services: self.services.len(), authorizations: self.authorizations }
+        Counts { workloads: self.workloads.len(), services: self.services.len(), authorizations: self.policies.len() }
     }
 
     /// The workload of this name.
@@ -113,6 +123,23 @@ impl View {
         self.services.values()
     }
 
+    /// The policies that a workload is under: what this view holds of the workload and of its policies belongs together.
+    #[must_use]
+    pub fn policies(&self, workload: &Workload) -> PolicySet {
+        self.policies.of(workload)
+    }
+
+    /// The policy of this name (`namespace/name`).
+    #[must_use]
+    pub fn policy(&self, name: &str) -> Option<&Arc<Policy>> {
+        self.policies.get(name)
+    }
+
+    /// All policies, in no order.
+    pub fn all_policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.iter()
+    }
+
     /// The workloads that back a service, by name.
     pub fn endpoints(&self, service: &ServiceName) -> impl Iterator<Item = &Arc<Workload>> {
         self.endpoints.get(service).into_iter().flat_map(OrdMap::values)
@@ -135,10 +162,17 @@ impl View {
         candidates.max_by_key(|(own, length, _)| (*own, *length)).map(|(_, _, service)| service)
     }
 
-    pub(crate) fn advance(&mut self, complete: bool, authorizations: usize) {
+    pub(crate) fn advance(&mut self, complete: bool) {
         self.version += 1;
         self.complete = complete;
-        self.authorizations = authorizations;
+    }
+
+    pub(crate) fn set_policy(&mut self, policy: Policy) {
+        self.policies.set(policy);
+    }
+
+    pub(crate) fn remove_policy(&mut self, name: &str) {
+        self.policies.remove(name);
     }
 
     pub(crate) fn set_workload(&mut self, workload: Arc<Workload>) {

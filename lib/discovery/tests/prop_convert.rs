@@ -7,10 +7,15 @@ use ipnet::IpNet;
 use proptest::{collection::btree_map, collection::vec, option, prelude::*, sample::select};
 use prost::Message;
 use underpass_discovery::wire::{
-    convert::{Addressed, address_from_wire, service_to_wire, workload_to_wire},
+    convert::{
+        Addressed, address_from_wire, policy_from_wire, policy_to_wire, policy_unread, service_to_wire,
+        workload_to_wire,
+    },
+    security::Authorization,
     workload::{Address, address::Type},
 };
 use underpass_model::*;
+use underpass_policy::*;
 
 fn text() -> impl Strategy<Value = std::sync::Arc<str>> {
     "[a-z0-9.-]{1,12}".prop_map(Into::into)
@@ -103,6 +108,54 @@ prop_compose! {
     }
 }
 
+fn field<T: std::fmt::Debug>(value: impl Strategy<Value = T> + Clone) -> impl Strategy<Value = Field<T>> {
+    (vec(value.clone(), 0..2), vec(value, 0..2))
+        .prop_map(|(any, none)| Field { any: any.into_iter().collect(), none: none.into_iter().collect() })
+}
+
+fn pattern() -> impl Strategy<Value = Pattern> + Clone {
+    let text = text().boxed();
+    prop_oneof![
+        text.clone().prop_map(Pattern::Exact),
+        text.clone().prop_map(Pattern::Prefix),
+        text.prop_map(Pattern::Suffix),
+        Just(Pattern::Presence),
+    ]
+    .boxed()
+}
+
+fn range() -> impl Strategy<Value = IpNet> + Clone {
+    let v4 = (any::<[u8; 4]>(), 0..=32u8).prop_map(|(bytes, bits)| IpNet::new(bytes.into(), bits).unwrap().trunc());
+    let v6 = (8..=128u8).prop_map(|bits| IpNet::new([0x20; 16].into(), bits).unwrap().trunc());
+    prop_oneof![v4, v6].boxed()
+}
+
+prop_compose! {
+    fn one()(
+        (namespaces, principals) in (field(pattern()), field(pattern())),
+        accounts in field((text(), text()).prop_map(|(namespace, name)| ServiceAccount { namespace, name }).boxed()),
+        (source_ips, destination_ips, destination_ports) in (field(range()), field(range()), field(1..=u16::MAX)),
+    ) -> Match {
+        Match { namespaces, principals, service_accounts: accounts, source_ips, destination_ips, destination_ports }
+    }
+}
+
+prop_compose! {
+    fn policy()(
+        (namespace, name) in ("[a-z-]{1,8}", "[a-z:.-]{1,12}"),
+        scope in select(vec![Scope::Mesh, Scope::Named, Scope::Namespace]),
+        action in select(vec![Action::Allow, Action::Deny]),
+        rules in vec(vec(prop_oneof![
+            Just(Clause::Open),
+            vec(one(), 1..3).prop_map(|matches| Clause::Matches(matches.into_iter().collect())),
+        ], 0..3), 0..3),
+        dry_run in any::<bool>(),
+    ) -> Policy {
+        let rule = |clauses: Vec<Clause>| Rule { clauses: clauses.into_iter().collect() };
+        Policy { name: PolicyName::new(&namespace, &name), scope, action, rules: rules.into_iter().map(rule).collect(), dry_run }
+    }
+}
+
 fn there_and_back(message: Type) -> Option<Addressed> {
     let bytes = Address { r#type: Some(message) }.encode_to_vec();
     address_from_wire(&Address::decode(bytes.as_slice()).unwrap()).unwrap()
@@ -119,6 +172,28 @@ proptest! {
     fn a_service_comes_back_as_it_went(service in service()) {
         let back = there_and_back(Type::Service(service_to_wire(&service)));
         prop_assert_eq!(back, Some(Addressed::Service(service)));
+    }
+
+    #[test]
+    fn a_policy_comes_back_as_it_went(policy in policy()) {
+        let bytes = policy_to_wire(&policy).encode_to_vec();
+        let message = Authorization::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(policy_from_wire(&message), Ok(policy));
+    }
+
+    #[test]
+    fn a_damaged_policy_is_read_or_refuses(policy in policy(), damage in vec((any::<usize>(), any::<u8>()), 1..6)) {
+        let mut bytes = policy_to_wire(&policy).encode_to_vec();
+        for (place, byte) in &damage {
+            let length = bytes.len();
+            bytes[place % length] = *byte;
+        }
+        let message = Authorization::decode(bytes.as_slice());
+        let read = message.as_ref().ok().and_then(|message| policy_from_wire(message).ok());
+        if read.is_none() && message.as_ref().is_ok_and(|message| !message.name.is_empty() && !message.namespace.is_empty() && !message.namespace.contains('/')) {
+            let stands = policy_unread("a/b", message.as_ref().ok()).unwrap();
+            prop_assert_eq!(stands.action, Action::Refuse);
+        }
     }
 
     #[test]

@@ -43,36 +43,77 @@ pub(crate) fn digest(kind: ResourceType, response: &xds::DeltaDiscoveryResponse)
 
 impl Digest {
     fn take(&mut self, kind: ResourceType, message: xds::Resource) {
-        match read(kind, &message) {
-            Ok(None) => {}
-            Ok(Some(resource)) => self.delta.changed.push((resource, Arc::from(message.version))),
-            Err(problem) => self.refused.push(format!("{:?}: {problem}", message.name)),
+        let read = match kind {
+            ResourceType::Address => address(&message),
+            ResourceType::Authorization => policy(&message),
+        };
+        let Read { resource, problem } = read;
+        if let Some(problem) = problem {
+            self.refused.push(format!("{:?}: {problem}", message.name));
+        }
+        if let Some(resource) = resource {
+            // The name is what a removal will say, so a resource under another's name could never be removed.
+            let own = resource.name();
+            if own == message.name {
+                self.delta.changed.push((resource, Arc::from(message.version)));
+            } else {
+                self.refused.push(format!("{:?}: holds {own:?}", message.name));
+            }
         }
         self.names.push(message.name);
         self.names.extend(message.aliases);
     }
 }
 
-/// `None` if the resource is of a kind that is not known.
-fn read(kind: ResourceType, message: &xds::Resource) -> Result<Option<Resource>, String> {
-    let Some(any) = message.resource.as_ref().filter(|any| any.type_url == kind.url()) else {
-        return Ok(None);
+/// What is made of a resource: neither if it is of a kind that is not known, both if something must stand in its place.
+#[derive(Default)]
+struct Read {
+    resource: Option<Resource>,
+    problem: Option<String>,
+}
+
+impl Read {
+    fn refuse(problem: &impl ToString) -> Self {
+        Self { resource: None, problem: Some(problem.to_string()) }
+    }
+
+    fn take(resource: Resource) -> Self {
+        Self { resource: Some(resource), problem: None }
+    }
+}
+
+fn body(kind: ResourceType, message: &xds::Resource) -> Option<&[u8]> {
+    let any = message.resource.as_ref().filter(|any| any.type_url == kind.url())?;
+    Some(any.value.as_slice())
+}
+
+fn address(message: &xds::Resource) -> Read {
+    let Some(body) = body(ResourceType::Address, message) else { return Read::default() };
+    let address = match Address::decode(body) {
+        Ok(address) => address,
+        Err(error) => return Read::refuse(&error),
     };
-    let body = any.value.as_slice();
-    let resource = match kind {
-        ResourceType::Address => {
-            let address = Address::decode(body).map_err(|error| error.to_string())?;
-            match convert::address_from_wire(&address).map_err(|error| error.to_string())? {
-                None => return Ok(None),
-                Some(Addressed::Service(service)) => Resource::Service(service),
-                Some(Addressed::Workload(workload)) => Resource::Workload(workload),
-            }
-        }
-        ResourceType::Authorization => {
-            Resource::Authorization(Authorization::decode(body).map_err(|error| error.to_string())?)
-        }
+    match convert::address_from_wire(&address) {
+        Ok(None) => Read::default(),
+        Ok(Some(Addressed::Service(service))) => Read::take(Resource::Service(service)),
+        Ok(Some(Addressed::Workload(workload))) => Read::take(Resource::Workload(workload)),
+        Err(error) => Read::refuse(&error),
+    }
+}
+
+/// A policy that is not understood is refused, and what stands for it stops everything where it applies.
+fn policy(message: &xds::Resource) -> Read {
+    let Some(body) = body(ResourceType::Authorization, message) else { return Read::default() };
+    let decoded = Authorization::decode(body);
+    let read = match &decoded {
+        Ok(authorization) => convert::policy_from_wire(authorization).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
     };
-    // The name is what a removal will say, so a resource under another's name could never be removed.
-    let own = resource.name();
-    if own == message.name { Ok(Some(resource)) } else { Err(format!("holds {own:?}")) }
+    match read {
+        Ok(policy) => Read::take(Resource::Authorization(policy)),
+        Err(problem) => {
+            let stands = convert::policy_unread(&message.name, decoded.as_ref().ok());
+            Read { resource: stands.map(Resource::Authorization), problem: Some(problem) }
+        }
+    }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use prost::Message;
 use underpass_model::{NetworkMode, Service, Workload};
+use underpass_policy::Policy;
 
 use crate::wire::{
     ResourceType,
-    convert::{service_to_wire, workload_to_wire},
-    security::Authorization,
+    convert::{policy_to_wire, service_to_wire, workload_to_wire},
     workload::{Address, address::Type},
 };
 
@@ -61,13 +61,13 @@ impl Published {
 
     /// An authorization policy.
     #[must_use]
-    pub fn authorization(policy: &Authorization) -> Self {
+    pub fn authorization(policy: &Policy) -> Self {
         Self {
             kind: ResourceType::Authorization,
-            name: format!("{}/{}", policy.namespace, policy.name).into(),
+            name: policy.name.as_str().into(),
             aliases: Vec::new(),
             part_of: Vec::new(),
-            body: policy.encode_to_vec(),
+            body: policy_to_wire(policy).encode_to_vec(),
         }
     }
 }

@@ -117,7 +117,8 @@ impl Session {
     fn responses(&mut self) -> Result<Vec<DeltaDiscoveryResponse>, Status> {
         let Some(state) = self.states.borrow_and_update().clone() else { return Ok(Vec::new()) };
         let mut responses = Vec::new();
-        for subscription in self.subscriptions.values_mut() {
+        // Policies before the workloads that name them: a policy that is named but not known refuses.
+        for subscription in self.subscriptions.values_mut().rev() {
             responses.extend(subscription.next(&state)?);
         }
         let answered = self.subscriptions.values().map(Subscription::answered).min();

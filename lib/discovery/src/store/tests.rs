@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{at, service, service_name, workload};
 use std::time::Duration;
+use underpass_policy::{PolicyName, Scope};
 
 fn delta(kind: ResourceType, changed: Vec<Resource>, removed: &[&str], complete: bool) -> Delta {
     let changed = changed.into_iter().map(|resource| (resource, Arc::from("1"))).collect();
@@ -8,7 +9,11 @@ fn delta(kind: ResourceType, changed: Vec<Resource>, removed: &[&str], complete:
 }
 
 fn policy(name: &str) -> Resource {
-    Resource::Authorization(Authorization { name: name.into(), namespace: "a".into(), ..Authorization::default() })
+    Resource::Authorization(named(name, Action::Deny))
+}
+
+fn named(name: &str, action: Action) -> Policy {
+    Policy { action, ..Policy::refuse(PolicyName::new("a", name), Scope::Namespace) }
 }
 
 #[tokio::test(start_paused = true)]
@@ -69,4 +74,17 @@ async fn without_on_demand_discovery_a_question_is_answered_by_the_view() {
     let mesh = Mesh::fixed(View::of([workload("a", "pod").address("10.0.0.1").build()], []));
     assert_eq!(mesh.ask(&at("10.0.0.1")).await, Ok(true));
     assert_eq!(mesh.ask(&at("10.0.0.2")).await, Ok(false));
+}
+
+#[test]
+fn what_was_not_understood_refuses_unless_an_earlier_state_of_it_was() {
+    let mut store = Store::new();
+    let mut apply = |action| {
+        let changed = vec![Resource::Authorization(named("x", action))];
+        store.apply(delta(ResourceType::Authorization, changed, &[], true));
+        store.view().policy("a/x").map(|policy| policy.action)
+    };
+    assert_eq!(apply(Action::Refuse), Some(Action::Refuse));
+    assert_eq!(apply(Action::Allow), Some(Action::Allow));
+    assert_eq!(apply(Action::Refuse), Some(Action::Allow));
 }

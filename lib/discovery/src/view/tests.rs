@@ -1,4 +1,5 @@
 use underpass_model::{HealthPolicy, LoadBalancing};
+use underpass_policy::{Denial, Facts, Hop, Origin, PolicyName, Scope, Source};
 
 use super::*;
 use crate::testing::{at, service, service_name, workload};
@@ -140,4 +141,70 @@ fn an_older_view_stays_as_it_was() {
     new.remove_service(&service_name("a", "web"));
     assert_eq!(found(&old, "10.0.0.1").as_deref(), Some("pod"));
     assert_eq!((old.counts().workloads, new.counts()), (1, Counts::default()));
+}
+
+/// The policies that stop everything for this workload, as far as the first one by name tells.
+fn stopped_by(view: &View, workload: &Workload) -> Option<String> {
+    let own = workload.identity().unwrap();
+    let client = "10.9.9.9".parse().unwrap();
+    let source = Source::Stranger(client, Origin::Remote);
+    let destination = "10.0.0.1:80".parse().unwrap();
+    let facts = Facts { source: &source, client, own: &own, hop: Hop::Application, destination };
+    match view.policies(workload).authorize(&facts) {
+        Ok(_) => None,
+        Err(Denial::Policy(refusal)) => Some(format!("{} {}", refusal.reason(), refusal.policy)),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_workload_is_under_the_policies_of_mesh_namespace_and_record() {
+    let refuse = |namespace, name, scope| Policy::refuse(PolicyName::new(namespace, name), scope);
+    let web = |policies: &[&str]| {
+        let mut workload = workload("shop", "web").build();
+        workload.policies = policies.iter().map(|&name| name.into()).collect();
+        workload
+    };
+    for (policies, record, expected, why) in [
+        (vec![], &[][..], None, "none"),
+        (vec![refuse("shop", "p", Scope::Namespace)], &[], Some("policy_unreadable shop/p"), "its namespace's"),
+        (vec![refuse("other", "p", Scope::Namespace)], &[], None, "another namespace's"),
+        (vec![refuse("other", "p", Scope::Mesh)], &[], Some("policy_unreadable other/p"), "the mesh's"),
+        (vec![refuse("shop", "p", Scope::Named)], &[], None, "one that is for others"),
+        (vec![refuse("shop", "p", Scope::Named)], &["shop/p"], Some("policy_unreadable shop/p"), "one that it names"),
+        (vec![], &["shop/p"], Some("policy_unknown shop/p"), "one that it names and nobody knows"),
+        (vec![], &["odd"], Some("policy_unknown odd"), "a name of no known form"),
+    ] {
+        let view = View::of([web(record)], []).with_policies(policies);
+        assert_eq!(stopped_by(&view, &web(record)).as_deref(), expected, "{why}");
+    }
+}
+
+#[test]
+fn a_policy_that_moves_or_goes_leaves_nothing_behind() {
+    let mut view = View::of([], []);
+    let workload = workload("shop", "web").build();
+    let policy = |scope| Policy::refuse(PolicyName::new("shop", "p"), scope);
+    for (scope, is_stopped) in [(Scope::Namespace, true), (Scope::Named, false), (Scope::Mesh, true)] {
+        view.set_policy(policy(scope));
+        assert_eq!(stopped_by(&view, &workload).is_some(), is_stopped, "{scope:?}");
+        assert_eq!(view.counts().authorizations, 1);
+    }
+    view.remove_policy("shop/p");
+    assert_eq!((stopped_by(&view, &workload), view.counts().authorizations), (None, 0));
+    assert!(view.policies(&workload).is_empty());
+}
+
+#[test]
+fn sets_are_equal_as_long_as_nothing_about_them_changed() {
+    let mut view = View::of([], []);
+    let web = workload("shop", "web").build();
+    let policy = |namespace, name| Policy::refuse(PolicyName::new(namespace, name), Scope::Namespace);
+    view.set_policy(policy("shop", "p"));
+    let before = view.policies(&web);
+    view.set_policy(policy("other", "p"));
+    view.set_policy(policy("shop", "p"));
+    assert_eq!(view.policies(&web), before);
+    view.set_policy(policy("shop", "q"));
+    assert_ne!(view.policies(&web), before);
 }

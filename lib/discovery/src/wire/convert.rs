@@ -5,6 +5,7 @@
 //! taken leniently. Fields that the model has no noun for are dropped.
 
 mod address;
+mod authorization;
 mod service;
 mod workload;
 
@@ -12,6 +13,7 @@ use underpass_model::{Service, Workload};
 
 use crate::wire::workload as wire;
 
+pub use authorization::{policy_from_wire, policy_to_wire, policy_unread};
 pub use service::service_to_wire;
 pub use workload::workload_to_wire;
 
@@ -36,6 +38,9 @@ pub enum Problem {
     /// It must not be empty.
     #[error("is empty")]
     Empty,
+    /// Something further is asked for that is not known.
+    #[error("{0:?} is not known")]
+    Extension(String),
     /// A name has a form that the field does not allow.
     #[error("{0:?} is not of the form that is wanted here")]
     Form(String),
@@ -57,6 +62,7 @@ impl ConvertError {
         match self.problem {
             Problem::AddressLength(_) => "address_length",
             Problem::Empty => "empty",
+            Problem::Extension(_) => "unknown_extension",
             Problem::Form(_) => "form",
             Problem::Port(_) => "port",
             Problem::PrefixLength(_) => "prefix_length",

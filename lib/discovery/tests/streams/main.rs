@@ -12,9 +12,10 @@ use underpass_discovery::{
     server::{Batch, Published, Publisher},
     store::AskError,
     testing::{at, service, service_name, workload},
-    wire::{PARTIAL, ResourceType, security::Authorization},
+    wire::{PARTIAL, ResourceType},
 };
 use underpass_model::{Tunnel, WorkloadUid};
+use underpass_policy::{Policy, PolicyName, Scope};
 
 fn pod(name: &str, address: &str) -> Published {
     Published::workload(&workload("default", name).address(address).build())
@@ -25,8 +26,7 @@ fn uid(name: &str) -> String {
 }
 
 fn policy(name: &str) -> Published {
-    let policy = Authorization { name: name.into(), namespace: "default".into(), ..Authorization::default() };
-    Published::authorization(&policy)
+    Published::authorization(&Policy::refuse(PolicyName::new("default", name), Scope::Namespace))
 }
 
 #[tokio::test]

@@ -37,12 +37,18 @@ pub(super) fn target(field: &'static str, message: &wire::NetworkAddress) -> Res
     let Some(length) = message.length.filter(|&length| length != bits) else {
         return Ok(Target::Host(NetworkAddress { network, address }));
     };
+    let range = range(field, &message.address, length)?;
+    Ok(Target::Range(NetworkRange { network, range }))
+}
+
+pub(super) fn range(field: &'static str, bytes: &[u8], length: u32) -> Result<IpNet, Wrong> {
+    let address = ip(field, bytes)?;
     let wrong = || Wrong::new(field, Problem::PrefixLength(length));
     // An IPv4 range written as IPv6 counts its prefix from the longer address's beginning.
-    let own = if bits == 128 && address.is_ipv4() { length.checked_sub(96).ok_or_else(wrong)? } else { length };
+    let mapped = bytes.len() == 16 && address.is_ipv4();
+    let own = if mapped { length.checked_sub(96).ok_or_else(wrong)? } else { length };
     let own = u8::try_from(own).map_err(|_| wrong())?;
-    let range = IpNet::new(address, own).map_err(|_| wrong())?.trunc();
-    Ok(Target::Range(NetworkRange { network, range }))
+    Ok(IpNet::new(address, own).map_err(|_| wrong())?.trunc())
 }
 
 pub(super) fn host_to_wire(host: &NetworkAddress) -> wire::NetworkAddress {
