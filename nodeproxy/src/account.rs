@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 use underpass_hbone::Meter;
 use underpass_model::{Identity, Service, Workload};
-use underpass_policy::Origin;
+use underpass_policy::{Origin, Permit, PolicyName, Refusal};
 use underpass_runtime::Chain;
 
 use crate::resolve::{NextHop, Resolved};
@@ -38,6 +38,10 @@ pub(crate) struct Record {
     pub(crate) origin: Option<Origin>,
     /// The service that was dialled.
     pub(crate) service: Option<Arc<Service>>,
+    /// The policy that allowed or refused it.
+    policy: Option<PolicyName>,
+    /// What the policies in dry run would have done otherwise.
+    dry_run: Option<DryRun>,
     closed: bool,
 }
 
@@ -58,6 +62,14 @@ pub(crate) struct Failed<'a> {
     pub(crate) reason: &'static str,
     /// What happened.
     pub(crate) error: &'a dyn std::error::Error,
+    /// What policies have against it, if it is they.
+    pub(crate) refusal: Option<&'a Refusal>,
+}
+
+/// What the policies in dry run would have done otherwise.
+struct DryRun {
+    outcome: &'static str,
+    policy: Option<PolicyName>,
 }
 
 impl Direction {
@@ -83,6 +95,8 @@ impl Record {
             hbone_addr: None,
             origin: None,
             service: None,
+            policy: None,
+            dry_run: None,
             closed: false,
         }
     }
@@ -99,19 +113,57 @@ impl Record {
         self.hbone_addr = hbone_addr;
     }
 
+    /// Notes by which policy it is allowed, and what those in dry run have against it.
+    pub(crate) fn permitted(&mut self, permit: &Permit) {
+        self.policy = permit.policy().cloned();
+        self.dry_run =
+            permit.dry_run().map(|refusal| DryRun { outcome: refusal.reason(), policy: Some(refusal.policy.clone()) });
+    }
+
     /// Closes it: the only place that writes an access line.
     pub(crate) fn close(mut self, outcome: Result<(), Failed<'_>>) {
         match outcome {
             Ok(()) => self.write("ok", None),
             Err(failed) => {
+                if let Some(refusal) = failed.refusal {
+                    self.refused(refusal);
+                }
                 let story = Chain(failed.error).to_string();
                 self.write(failed.reason, Some(&story));
             }
         }
     }
 
+    fn refused(&mut self, refusal: &Refusal) {
+        self.policy = Some(refusal.policy.clone());
+        let allows = DryRun { outcome: "allowed", policy: None };
+        self.dry_run = refusal.dry_run_allows.then_some(allows);
+        metrics::counter!(
+            "underpass_policy_refusals_total",
+            "reason" => refusal.reason(),
+            "policy" => refusal.policy.to_string(),
+            "source_principal" => principal(refusal.source.as_ref()),
+            "destination_principal" => refusal.destination.to_string(),
+        )
+        .increment(1);
+    }
+
+    fn rehearsed(&self, dry_run: &DryRun) {
+        metrics::counter!(
+            "underpass_policy_dry_run_total",
+            "outcome" => dry_run.outcome,
+            "policy" => dry_run.policy.as_ref().map(ToString::to_string).unwrap_or_default(),
+            "source_principal" => principal(self.source.identity.as_ref()),
+            "destination_principal" => principal(self.destination.identity.as_ref()),
+        )
+        .increment(1);
+    }
+
     fn write(&mut self, reason: &'static str, error: Option<&str>) {
         self.closed = true;
+        if let Some(dry_run) = &self.dry_run {
+            self.rehearsed(dry_run);
+        }
         let direction = self.direction.label();
         metrics::counter!("underpass_connections_closed_total", "direction" => direction, "reason" => reason)
             .increment(1);
@@ -144,6 +196,9 @@ impl Record {
             bytes_recv = received,
             duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             reason,
+            policy = self.policy.as_ref().map(PolicyName::as_str),
+            dry_run = self.dry_run.as_ref().map(|dry_run| dry_run.outcome),
+            dry_run.policy = self.dry_run.as_ref().and_then(|dry_run| dry_run.policy.as_ref()).map(PolicyName::as_str),
             error,
             "connection closed"
         );
@@ -152,10 +207,16 @@ impl Record {
 
 fn origin(origin: Origin) -> &'static str {
     match origin {
+        Origin::Gone => "gone",
         Origin::Host => "host",
         Origin::Kubelet => "kubelet",
         Origin::Remote => "remote",
     }
+}
+
+/// An identity as metrics spell it.
+fn principal(identity: Option<&Identity>) -> String {
+    identity.map_or_else(|| "unknown".to_owned(), ToString::to_string)
 }
 
 impl Drop for Record {

@@ -30,6 +30,7 @@ use crate::{
     enrolment::Enrolment,
     pods::{Household, Pods},
     probe::Probes,
+    revoke,
     worker::{self, Shared},
 };
 
@@ -85,6 +86,7 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let pending = readiness.pending("pods of this node");
     tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
+    tasks::spawn("revocation", revoke::run(mesh.clone(), Arc::clone(&pods), stop.clone()));
     let draining = Arc::clone(&pods);
     let pages = debug::pages(&config, log, &Shown { pods, mesh, certificates, shutdown: shutdown.clone() });
     admin::serve(config.metrics_address, Pages::new().metrics(&recorder), stop.clone())

@@ -1,13 +1,19 @@
-//! Every live connection of a pod: how many there are, and the one way to end them early.
+//! Every live connection of a pod: how many there are, what each was judged by, and the one way to end them early.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::{sync::watch, time::Duration};
-use underpass_policy::Permit;
+use underpass_policy::{Denial, Permit};
 use underpass_runtime::Shutdown;
+
+use crate::authorize::Judged;
 
 /// The live connections of one pod; clones share them.
 #[derive(Clone, Debug)]
@@ -17,6 +23,24 @@ pub(crate) struct Connections {
     ending: Shutdown,
     /// Followed while the agent waits for the last connection to end; only then does a close wake another thread.
     reported: Arc<watch::Sender<u64>>,
+    inbound: Arc<Mutex<Register>>,
+}
+
+/// What can be judged again. The lock is held for a few instructions, by this pod's connections and by whoever judges
+/// them.
+#[derive(Debug, Default)]
+struct Register {
+    last: u64,
+    live: HashMap<u64, Arc<Live>>,
+}
+
+/// One inbound connection that was let in.
+#[derive(Debug)]
+pub(crate) struct Live {
+    /// What it was judged by.
+    pub(crate) judged: Judged,
+    revoked: Shutdown,
+    why: OnceLock<Denial>,
 }
 
 /// A connection that came in. It counts from its first moment, long before anything is decided: un-enrolment must not
@@ -29,21 +53,42 @@ pub(crate) struct Arrival(Connections);
 pub(crate) struct Lease<'a> {
     arrival: &'a Arrival,
     permit: Permit,
+    entry: Option<Entry<'a>>,
+}
+
+/// A place in the register. Dropping it leaves.
+#[derive(Debug)]
+struct Entry<'a> {
+    register: &'a Mutex<Register>,
+    number: u64,
+    live: Arc<Live>,
 }
 
 /// A tunnel that peers opened to the pod, whether or not connections are in it. Dropping it forgets the tunnel.
 #[derive(Debug)]
 pub(crate) struct OpenTunnel(Arc<AtomicU64>);
 
-/// The pod ends; nothing new may begin.
+/// Why a connection ends before its ends want to, or does not begin.
 #[derive(Debug, thiserror::Error)]
-#[error("the pod ends")]
-pub(crate) struct PodEnds;
+pub(crate) enum Ended {
+    /// The pod ends; nothing new may begin.
+    #[error("the pod ends")]
+    Pod,
+    /// It was allowed, and is no longer.
+    #[error("no longer allowed: {0}")]
+    Revoked(Arc<Live>),
+}
 
 impl Connections {
     pub(crate) fn new() -> Self {
         let (reported, _) = watch::channel(0);
-        Self { live: Arc::default(), tunnels: Arc::default(), ending: Shutdown::new(), reported: Arc::new(reported) }
+        Self {
+            live: Arc::default(),
+            tunnels: Arc::default(),
+            ending: Shutdown::new(),
+            reported: Arc::new(reported),
+            inbound: Arc::default(),
+        }
     }
 
     /// Registers a connection.
@@ -81,6 +126,11 @@ impl Connections {
         self.live() + self.tunnels.load(Ordering::SeqCst)
     }
 
+    /// The inbound connections that were let in and live now.
+    pub(crate) fn inbound(&self) -> Vec<Arc<Live>> {
+        lock(&self.inbound).live.values().cloned().collect()
+    }
+
     /// Begins to tell every change of the number of connections, starting with what it is.
     pub(crate) fn follow(&self) -> watch::Receiver<u64> {
         let receiver = self.reported.subscribe();
@@ -107,9 +157,44 @@ impl Connections {
 }
 
 impl Arrival {
-    /// Turns a permit into a lease, unless the pod ends.
-    pub(crate) fn admit(&self, permit: Permit) -> Result<Lease<'_>, PodEnds> {
-        if self.0.ending.is_requested() { Err(PodEnds) } else { Ok(Lease { arrival: self, permit }) }
+    /// Turns a permit into a lease, unless the pod ends. Before it is used, so that no end falls between permit and use;
+    /// an inbound one with what it was judged by.
+    pub(crate) fn admit(&self, permit: Permit, judged: Option<Judged>) -> Result<Lease<'_>, Ended> {
+        if self.0.ending.is_requested() {
+            return Err(Ended::Pod);
+        }
+        let entry = judged.map(|judged| Entry::new(&self.0.inbound, judged));
+        Ok(Lease { arrival: self, permit, entry })
+    }
+}
+
+impl<'a> Entry<'a> {
+    fn new(register: &'a Mutex<Register>, judged: Judged) -> Self {
+        let live = Arc::new(Live { judged, revoked: Shutdown::new(), why: OnceLock::new() });
+        let mut entries = lock(register);
+        entries.last += 1;
+        let number = entries.last;
+        entries.live.insert(number, Arc::clone(&live));
+        Self { register, number, live }
+    }
+}
+
+fn lock(register: &Mutex<Register>) -> MutexGuard<'_, Register> {
+    // Nothing is left half done in it by a panic.
+    register.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live {
+    /// Ends it, for this reason; the first one counts. False if it was ending already.
+    pub(crate) fn revoke(&self, why: Denial) -> bool {
+        let is_first = self.why.set(why).is_ok();
+        self.revoked.request();
+        is_first
+    }
+
+    /// Why it ends.
+    pub(crate) fn why(&self) -> Option<&Denial> {
+        self.why.get()
     }
 }
 
@@ -120,13 +205,50 @@ impl Lease<'_> {
     }
 
     /// What the future gives, unless the connection must end before.
-    pub(crate) async fn unless_ended<T>(&self, future: impl Future<Output = T>) -> Result<T, PodEnds> {
+    pub(crate) async fn unless_ended<T>(&self, future: impl Future<Output = T>) -> Result<T, Ended> {
         tokio::select! {
             // An end wins over whatever it does to the bytes.
             biased;
-            () = self.arrival.0.ended() => Err(PodEnds),
+            ended = self.ended() => Err(ended),
             done = future => Ok(done),
         }
+    }
+
+    async fn ended(&self) -> Ended {
+        let Some(Entry { live, .. }) = &self.entry else {
+            self.arrival.0.ended().await;
+            return Ended::Pod;
+        };
+        tokio::select! {
+            biased;
+            () = live.revoked.requested() => Ended::Revoked(Arc::clone(live)),
+            () = self.arrival.0.ended() => Ended::Pod,
+        }
+    }
+}
+
+impl Ended {
+    /// The stable label of this end in logs and metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Pod => "pod_ends",
+            Self::Revoked(_) => "revoked",
+        }
+    }
+}
+
+impl fmt::Display for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.why() {
+            Some(why) => write!(f, "{why}"),
+            None => f.write_str("a live connection"),
+        }
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        lock(self.register).live.remove(&self.number);
     }
 }
 
@@ -145,16 +267,37 @@ impl Drop for OpenTunnel {
 
 #[cfg(test)]
 mod tests {
-    use underpass_model::TrustDomain;
-    use underpass_policy::{Facts, Hop, Source, authorize};
+    use underpass_model::Identity;
+    use underpass_policy::{PolicySet, Source};
 
     use super::*;
 
+    fn judged() -> Judged {
+        Judged {
+            source: Source::Peer("spiffe://cluster.local/ns/a/sa/b".parse().unwrap()),
+            client: "10.0.0.9".parse().unwrap(),
+            application: "10.0.0.1:80".parse().unwrap(),
+        }
+    }
+
     fn permit() -> Permit {
-        let source = Source::Peer("spiffe://cluster.local/ns/a/sa/b".parse().unwrap());
-        let trust_domain = TrustDomain::default();
-        let destination = "10.0.0.1:80".parse().unwrap();
-        authorize(&Facts { source: &source, trust_domain: &trust_domain, hop: Hop::Application, destination }).unwrap()
+        let own: Identity = "spiffe://cluster.local/ns/a/sa/own".parse().unwrap();
+        judged().judge(&own, &PolicySet::default()).unwrap()
+    }
+
+    #[test]
+    fn what_was_let_in_is_registered_as_long_as_its_lease_is() {
+        let connections = Connections::new();
+        let arrival = connections.arrive();
+        assert_eq!(connections.inbound().len(), 0);
+        let lease = arrival.admit(permit(), Some(judged())).unwrap();
+        let outbound = arrival.admit(permit(), None).unwrap();
+        assert_eq!(connections.inbound().len(), 1);
+        drop((lease, outbound));
+        assert_eq!(connections.inbound().len(), 0);
+        connections.end();
+        assert!(arrival.admit(permit(), Some(judged())).is_err());
+        assert_eq!(connections.inbound().len(), 0, "nothing is let in once the pod ends");
     }
 
     #[test]
@@ -163,7 +306,7 @@ mod tests {
         let arrival = connections.arrive();
         let mut followed = connections.follow();
         assert_eq!(*followed.borrow_and_update(), 1);
-        assert!(arrival.admit(permit()).is_ok());
+        assert!(arrival.admit(permit(), None).is_ok());
         assert_eq!(*followed.borrow_and_update(), 1, "a permit given back is no end");
         drop(arrival);
         assert_eq!(*followed.borrow_and_update(), 0);
@@ -185,9 +328,9 @@ mod tests {
     async fn admits_nothing_once_the_pod_ends_and_ends_what_is_under_way() {
         let connections = Connections::new();
         let arrival = connections.arrive();
-        let lease = arrival.admit(permit()).unwrap();
+        let lease = arrival.admit(permit(), None).unwrap();
         connections.end();
         assert!(lease.unless_ended(std::future::pending::<()>()).await.is_err());
-        assert!(arrival.admit(permit()).is_err());
+        assert!(arrival.admit(permit(), None).is_err());
     }
 }

@@ -13,12 +13,14 @@ use underpass_hbone::{
     copy::{tcp_with_tcp, tcp_with_tunnel, tunnel_with_tcp},
 };
 use underpass_identity::store::StoreError;
-use underpass_policy::Denial;
+use underpass_model::WorkloadUid;
+use underpass_policy::{Denial, Refusal};
 
 use crate::{
     account::Failed,
+    authorize::AdmitError,
     capture::{CaptureError, Door, Knock},
-    connections::{Lease, PodEnds},
+    connections::{Ended, Lease},
     resolve::{ResolveError, inbound::ResolveInboundError},
     tunnel::{DialError, Upstream},
     worker::{self, Worker},
@@ -50,10 +52,16 @@ pub(crate) enum Failure {
     Dial(#[from] DialError),
     /// The pod goes.
     #[error("ended")]
-    Ended(#[from] PodEnds),
+    Ended(#[from] Ended),
     /// A peer that gave up before it was answered.
     #[error("answer")]
     Answer(#[from] StreamError),
+    /// Over before anybody could tell whether it was a probe; nothing speaks for it, and nobody waits for an answer.
+    #[error("closed before it could be told who it was")]
+    ClosedEarly,
+    /// Nobody told yet what this pod is under.
+    #[error("workload {0} is not known yet, nor what it is under")]
+    OwnUnknown(WorkloadUid),
     /// A peer's request.
     #[error("request")]
     Request(#[from] RequestError),
@@ -84,7 +92,9 @@ impl Failure {
             Self::Certificate(error) => error.reason(),
             Self::Copy(error) => error.reason(),
             Self::Dial(error) => error.reason(),
-            Self::Ended(_) => "pod_ends",
+            Self::ClosedEarly => "closed_early",
+            Self::Ended(error) => error.reason(),
+            Self::OwnUnknown(_) => "own_workload_unknown",
             Self::Request(error) => error.reason(),
             Self::Resolve(error) => error.reason(),
             Self::ResolveInbound(error) => error.reason(),
@@ -93,7 +103,40 @@ impl Failure {
     }
 
     fn failed(&self) -> Failed<'_> {
-        Failed { reason: self.reason(), error: self }
+        Failed { reason: self.reason(), error: self, refusal: self.refusal() }
+    }
+
+    /// What policies have against it, if it is they.
+    fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Authorize(denial) => denial.refusal(),
+            Self::Ended(Ended::Revoked(live)) => live.why().and_then(Denial::refusal),
+            Self::Accept(_)
+            | Self::Answer(_)
+            | Self::Ask(_)
+            | Self::Cancelled
+            | Self::Capture(_)
+            | Self::Certificate(_)
+            | Self::ClosedEarly
+            | Self::Copy(_)
+            | Self::Dial(_)
+            | Self::Ended(Ended::Pod)
+            | Self::OwnUnknown(_)
+            | Self::Request(_)
+            | Self::Resolve(_)
+            | Self::ResolveInbound(_)
+            | Self::View => None,
+        }
+    }
+}
+
+impl From<AdmitError> for Failure {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Denied(denial) => Self::Authorize(denial),
+            AdmitError::Ended(ended) => Self::Ended(ended),
+            AdmitError::OwnUnknown(workload) => Self::OwnUnknown(workload),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod lanes;
 mod pods;
 mod probe;
 mod resolve;
+mod revoke;
 mod tunnel;
 mod worker;
 

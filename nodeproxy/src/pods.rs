@@ -16,6 +16,7 @@ use underpass_identity::store::{CertificateStore, Want};
 use underpass_model::{Identity, IdentityError, PodUid, TrustDomain, WorkloadUid};
 
 use crate::{
+    authorize::Gate,
     capture::{Door, Listeners, Watched},
     connections::Connections,
 };
@@ -82,6 +83,11 @@ pub(crate) enum AddPodError {
 }
 
 impl Pod {
+    /// Where connections come in.
+    pub(crate) fn gate(&self) -> Gate<'_> {
+        Gate { workload: &self.workload, own: &self.identity }
+    }
+
     /// Its network namespace.
     pub(crate) fn netns(&self) -> BorrowedFd<'_> {
         self.netns.as_fd()

@@ -53,7 +53,8 @@ impl Probes {
         match tokio::time::timeout(DEADLINE, answer).await {
             Ok(Ok(node::Origin::Kubelet)) => Origin::Kubelet,
             Ok(Ok(node::Origin::Host)) => Origin::Host,
-            Ok(Ok(node::Origin::Forwarded | node::Origin::Gone) | Err(_)) | Err(_) => Origin::Remote,
+            Ok(Ok(node::Origin::Gone)) => Origin::Gone,
+            Ok(Ok(node::Origin::Forwarded) | Err(_)) | Err(_) => Origin::Remote,
         }
     }
 

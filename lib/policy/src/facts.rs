@@ -29,6 +29,8 @@ impl Source {
 /// What the node knows of a plaintext connection's client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
+    /// Closed before anybody could tell who it was.
+    Gone,
     /// A process of the node itself that is not the kubelet.
     Host,
     /// The kubelet of this node: a probe.

@@ -7,16 +7,17 @@ use tokio::net::TcpStream;
 use underpass_hbone::{AcceptError, Baggage, Incoming, RequestError, ServerConnection, ServerOptions, server};
 use underpass_identity::tls::Expected;
 use underpass_model::{Authority, Identity};
+use underpass_policy::Denial;
 
 use super::Failure;
 use crate::{
     account::{Direction, Record},
-    authorize,
+    authorize::Judged,
     capture::{
         Knock, canonical,
         socket::{self, SourceAddress},
     },
-    connections::{Arrival, Lease, PodEnds},
+    connections::{Arrival, Ended, Lease},
     identify,
     pods::Pod,
     resolve::inbound::{Application, backed_service, resolve},
@@ -64,7 +65,7 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
     };
     tokio::select! {
         shaken = shaken => shaken,
-        () = connections.ended() => Err(PodEnds.into()),
+        () = connections.ended() => Err(Ended::Pod.into()),
     }
 }
 
@@ -157,8 +158,9 @@ async fn connect<'a>(
     record.destination.addr = Some(address);
     // What the peer says it dialled is telemetry, and only believed of services that this pod backs.
     record.service = service.or_else(|| backed_service(&view, &pod.workload, target.told.as_deref()?));
-    let permit = authorize::inbound(pod, &caller.source, address)?;
-    let lease = arrival.admit(permit)?;
+    let judged = Judged { source: caller.source, client: ends.client.ip(), application: address };
+    let lease = pod.gate().admit(arrival, (&shared.mesh, &shared.place.network), judged).await?;
+    record.permitted(lease.permit());
     let to = lease.permit().destination();
     let connected = socket::connect_end(pod.netns(), to, SourceAddress::Keep(ends.client.ip()));
     let application = lease.unless_ended(connected).await?.map_err(|error| DialError::Connect(to, error))?;
@@ -170,19 +172,19 @@ fn status(failure: &Failure) -> StatusCode {
     match failure {
         Failure::Request(_) => StatusCode::BAD_REQUEST,
         Failure::ResolveInbound(error) if error.is_peers_fault() => StatusCode::BAD_REQUEST,
-        Failure::Authorize(underpass_policy::Denial::OwnPort(_) | underpass_policy::Denial::Loopback(_)) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        Failure::Authorize(underpass_policy::Denial::ForeignTrustDomain { .. }) => StatusCode::UNAUTHORIZED,
+        Failure::Authorize(Denial::ForeignTrustDomain { .. } | Denial::Policy(_)) => StatusCode::UNAUTHORIZED,
+        Failure::Authorize(Denial::OwnPort(_) | Denial::Loopback(_)) => StatusCode::SERVICE_UNAVAILABLE,
         Failure::Accept(_)
         | Failure::Answer(_)
         | Failure::Ask(_)
         | Failure::Cancelled
         | Failure::Capture(_)
         | Failure::Certificate(_)
+        | Failure::ClosedEarly
         | Failure::Copy(_)
         | Failure::Dial(_)
         | Failure::Ended(_)
+        | Failure::OwnUnknown(_)
         | Failure::Resolve(_)
         | Failure::ResolveInbound(_)
         | Failure::View => StatusCode::SERVICE_UNAVAILABLE,

@@ -85,8 +85,8 @@ async fn connect<'a>(
             // That nobody else is left says less than why the last one failed.
             Err(nobody) => return Err(failed.map_or_else(|| nobody.into(), Failure::from)),
         };
-        let permit = authorize::outbound(&captured.pod, &caller.source, &resolved.next_hop)?;
-        let lease = arrival.admit(permit)?;
+        let permit = authorize::outbound(&captured.pod, (&caller.source, captured.client.ip()), &resolved.next_hop)?;
+        let lease = arrival.admit(permit, None)?;
         record.reaches(&resolved, captured.original_dst);
         let endpoint = resolved.next_hop.endpoint().map(|endpoint| endpoint.uid.clone());
         let active = endpoint.as_ref().map(|uid| worker.loads.begin(uid));

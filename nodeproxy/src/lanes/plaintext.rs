@@ -1,14 +1,14 @@
 //! What comes to a pod's application in plaintext: from outside the mesh, from the node, from the kubelet.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::rc::Rc;
 
 use underpass_model::AddressPair;
-use underpass_policy::Origin;
+use underpass_policy::{Origin, Source};
 
 use super::Failure;
 use crate::{
     account::{Direction, Record},
-    authorize,
+    authorize::{AdmitError, Judged},
     capture::{
         Captured, Knock,
         socket::{self, SourceAddress},
@@ -44,6 +44,7 @@ async fn connect<'a>(
     let view = shared.mesh.view();
     let (client, pod) = (captured.client.ip(), &captured.pod);
     record.destination.workload = view.workload(&pod.workload).cloned();
+    record.destination.identity = Some(pod.identity.clone());
     let mut caller = identify::stranger(&view, &shared.place.network, client, Origin::Remote);
     if !caller.workload.as_ref().is_some_and(|workload| workload.uid.is_pod()) {
         // No pod that we know: perhaps the node itself, whose address may also be an endpoint of a service.
@@ -54,9 +55,14 @@ async fn connect<'a>(
     }
     record.source.workload.clone_from(&caller.workload);
 
-    let application: SocketAddr = captured.original_dst;
-    let permit = authorize::inbound(pod, &caller.source, application)?;
-    let lease = arrival.admit(permit)?;
+    let is_gone = matches!(caller.source, Source::Stranger(_, Origin::Gone));
+    let judged = Judged { source: caller.source, client, application: captured.original_dst };
+    let lease = match pod.gate().admit(arrival, (&shared.mesh, &shared.place.network), judged).await {
+        // Most likely the kubelet that wanted to see no more than an open port.
+        Err(AdmitError::Denied(_)) if is_gone => return Err(Failure::ClosedEarly),
+        admitted => admitted?,
+    };
+    record.permitted(lease.permit());
     let to = lease.permit().destination();
     let connected = socket::connect_end(pod.netns(), to, SourceAddress::Keep(client));
     let stream = lease.unless_ended(connected).await?.map_err(|error| DialError::Connect(to, error))?;
