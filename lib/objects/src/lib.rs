@@ -3,7 +3,7 @@
 //!
 //! [`directory`] keeps an immutable [`Objects`] up to date with the files; [`manifest`] reads one file; [`status`] is
 //! the reports' home; [`enrolment`] decides which pods belong into the mesh; [`pod`] answers common questions about a
-//! pod. What the objects mean to the mesh is the operator's business (its `translate`), not this crate's.
+//! pod; [`policy`] has the mesh's own kinds. What the objects mean to the mesh is the operator's business (its `translate`), not this crate's.
 
 pub mod changes;
 pub mod directory;
@@ -12,6 +12,7 @@ pub mod files;
 pub mod manifest;
 mod object;
 pub mod pod;
+pub mod policy;
 pub mod status;
 
 pub use directory::{Directory, DirectoryTask, Problem, Snapshot};

@@ -1,7 +1,7 @@
 //! One file of manifests: several YAML (or JSON) documents, each an object or a list of objects.
 //!
-//! The only place that knows which YAML parser is used. Two leniencies against the API server: unknown fields are
-//! ignored, and an unquoted number where text belongs is taken as text.
+//! The only place that knows which YAML parser is used. Two leniencies against the API server: unknown fields of
+//! Kubernetes' kinds are ignored, and an unquoted number where text belongs is taken as text.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -10,7 +10,10 @@ use serde::{
     de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
-use crate::object::{Kind, Object, ObjectKey};
+use crate::{
+    object::{Kind, Object, ObjectKey},
+    policy::Invalid,
+};
 
 /// What one file holds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -250,6 +253,11 @@ impl Document<'_> {
     fn take(&self, object: Object, prefix: &str, manifest: &mut Manifest) -> Result<(), ManifestError> {
         let missing = || self.wrong(prefix, Wrong { field: "metadata.name", problem: "is missing".into() });
         let key = object.key().ok_or_else(missing)?;
+        object.check().map_err(|Invalid { field, problem }| ManifestError::Field {
+            line: self.first_line(),
+            field: format!("{prefix}{field}"),
+            problem,
+        })?;
         if manifest.objects.contains_key(&key) {
             return Err(ManifestError::Duplicate { line: self.first_line(), key: Box::new(key) });
         }
@@ -293,7 +301,9 @@ impl<'de> DeserializeSeed<'de> for Kind {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Object, D::Error> {
         Ok(match self {
+            Self::AuthorizationPolicy => Object::AuthorizationPolicy(Arc::new(Deserialize::deserialize(deserializer)?)),
             Self::EndpointSlice => Object::EndpointSlice(Arc::new(Deserialize::deserialize(deserializer)?)),
+            Self::MeshTlsMode => Object::MeshTlsMode(Arc::new(Deserialize::deserialize(deserializer)?)),
             Self::Namespace => Object::Namespace(Arc::new(Deserialize::deserialize(deserializer)?)),
             Self::Node => Object::Node(Arc::new(Deserialize::deserialize(deserializer)?)),
             Self::Pod => Object::Pod(Arc::new(Deserialize::deserialize(deserializer)?)),

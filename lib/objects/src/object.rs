@@ -10,14 +10,20 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
+use crate::policy::{self, AuthorizationPolicy, Invalid, MeshTlsMode};
+
 /// The namespace of objects whose manifest names none.
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// A kind that the mesh reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
+    /// `underpass.dev/v1alpha1`, AuthorizationPolicy.
+    AuthorizationPolicy,
     /// `discovery.k8s.io/v1`, EndpointSlice.
     EndpointSlice,
+    /// `underpass.dev/v1alpha1`, MeshTLSMode.
+    MeshTlsMode,
     /// `v1`, Namespace.
     Namespace,
     /// `v1`, Node.
@@ -33,8 +39,12 @@ pub enum Kind {
 /// One object of a kind that the mesh reads.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
+    /// An AuthorizationPolicy.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
     /// An EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
+    /// A MeshTLSMode.
+    MeshTlsMode(Arc<MeshTlsMode>),
     /// A Namespace.
     Namespace(Arc<Namespace>),
     /// A Node.
@@ -68,8 +78,12 @@ pub struct ObjectKey {
 /// A set of objects, as they are at one instant.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
+    /// AuthorizationPolicies.
+    pub authorization_policies: BTreeMap<ObjectName, Arc<AuthorizationPolicy>>,
     /// EndpointSlices.
     pub endpoint_slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    /// MeshTLSModes.
+    pub mesh_tls_modes: BTreeMap<ObjectName, Arc<MeshTlsMode>>,
     /// Namespaces.
     pub namespaces: BTreeMap<String, Arc<Namespace>>,
     /// Nodes.
@@ -84,14 +98,24 @@ pub struct Objects {
 
 impl Kind {
     /// Every kind that the mesh reads.
-    pub const ALL: [Self; 6] =
-        [Self::EndpointSlice, Self::Namespace, Self::Node, Self::Pod, Self::Service, Self::ServiceAccount];
+    pub const ALL: [Self; 8] = [
+        Self::AuthorizationPolicy,
+        Self::EndpointSlice,
+        Self::MeshTlsMode,
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::ServiceAccount,
+    ];
 
     /// Its name in manifests.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::EndpointSlice => "EndpointSlice",
+            Self::MeshTlsMode => "MeshTLSMode",
             Self::Namespace => "Namespace",
             Self::Node => "Node",
             Self::Pod => "Pod",
@@ -104,6 +128,7 @@ impl Kind {
     #[must_use]
     pub fn group(self) -> &'static str {
         match self {
+            Self::AuthorizationPolicy | Self::MeshTlsMode => policy::GROUP,
             Self::EndpointSlice => "discovery.k8s.io",
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "",
         }
@@ -113,6 +138,7 @@ impl Kind {
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
+            Self::AuthorizationPolicy | Self::MeshTlsMode => policy::API_VERSION,
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "v1",
         }
@@ -128,7 +154,9 @@ impl Object {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::MeshTlsMode(_) => Kind::MeshTlsMode,
             Self::Namespace(_) => Kind::Namespace,
             Self::Node(_) => Kind::Node,
             Self::Pod(_) => Kind::Pod,
@@ -141,12 +169,28 @@ impl Object {
     #[must_use]
     pub fn metadata(&self) -> &ObjectMeta {
         match self {
+            Self::AuthorizationPolicy(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
+            Self::MeshTlsMode(object) => &object.metadata,
             Self::Namespace(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
             Self::Pod(object) => &object.metadata,
             Self::Service(object) => &object.metadata,
             Self::ServiceAccount(object) => &object.metadata,
+        }
+    }
+
+    /// Checks what its type cannot say; Kubernetes' own kinds are taken as they are.
+    pub(crate) fn check(&self) -> Result<(), Invalid> {
+        match self {
+            Self::AuthorizationPolicy(policy) => policy.check(),
+            Self::MeshTlsMode(mode) => mode.check(),
+            Self::EndpointSlice(_)
+            | Self::Namespace(_)
+            | Self::Node(_)
+            | Self::Pod(_)
+            | Self::Service(_)
+            | Self::ServiceAccount(_) => Ok(()),
         }
     }
 
@@ -177,7 +221,9 @@ impl Objects {
     pub fn insert(&mut self, key: ObjectKey, object: Object) {
         let ObjectKey { name, .. } = key;
         match object {
+            Object::AuthorizationPolicy(object) => drop(self.authorization_policies.insert(name, object)),
             Object::EndpointSlice(object) => drop(self.endpoint_slices.insert(name, object)),
+            Object::MeshTlsMode(object) => drop(self.mesh_tls_modes.insert(name, object)),
             Object::Namespace(object) => drop(self.namespaces.insert(name.name, object)),
             Object::Node(object) => drop(self.nodes.insert(name.name, object)),
             Object::Pod(object) => drop(self.pods.insert(name, object)),
@@ -195,7 +241,9 @@ impl Objects {
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.endpoint_slices.len()
+        self.authorization_policies.len()
+            + self.endpoint_slices.len()
+            + self.mesh_tls_modes.len()
             + self.namespaces.len()
             + self.nodes.len()
             + self.pods.len()
