@@ -39,8 +39,10 @@ pub struct Publication {
 pub struct Difference {
     /// New or changed resources.
     pub set: Vec<Published>,
-    /// Names of those that are gone.
+    /// Names of workloads and services that are gone.
     pub removed: Vec<String>,
+    /// Names of policies that are gone.
+    pub removed_policies: Vec<String>,
 }
 
 impl Publication {
@@ -82,10 +84,11 @@ impl Publication {
         let difference = difference(shown, translation);
         metrics::gauge!("underpass_operator_workloads").set(count(translation.workloads.len()));
         metrics::gauge!("underpass_operator_services").set(count(translation.services.len()));
+        metrics::gauge!("underpass_operator_policies").set(count(translation.policies.len()));
         if difference == Difference::default() && !is_first {
             return self.publisher.version();
         }
-        let (set, removed) = (difference.set.len(), difference.removed.len());
+        let (set, removed) = (difference.set.len(), difference.removed.len() + difference.removed_policies.len());
         let mut batch = Batch::new();
         for resource in difference.set {
             batch.set(resource);
@@ -93,7 +96,15 @@ impl Publication {
         for name in difference.removed {
             batch.remove(ResourceType::Address, &name);
         }
-        let version = self.publisher.commit(batch);
+        let mut version = self.publisher.commit(batch);
+        if !difference.removed_policies.is_empty() {
+            // One after the other: a workload that still names a policy which is gone would be refused everything.
+            let mut batch = Batch::new();
+            for name in difference.removed_policies {
+                batch.remove(ResourceType::Authorization, &name);
+            }
+            version = self.publisher.commit(batch);
+        }
         tracing::debug!(version, set, removed, "published");
         version
     }
@@ -113,6 +124,13 @@ pub fn difference(before: &Translation, after: &Translation) -> Difference {
             difference.set.push(Published::service(service));
         }
     }
+    for (name, policy) in &after.policies {
+        if before.policies.get(name) != Some(policy) {
+            difference.set.push(Published::authorization(policy));
+        }
+    }
+    let gone = before.policies.keys().filter(|name| !after.policies.contains_key(*name)).map(ToString::to_string);
+    difference.removed_policies.extend(gone);
     let gone = before.workloads.keys().filter(|uid| !after.workloads.contains_key(uid)).map(ToString::to_string);
     difference.removed.extend(gone);
     let gone = before.services.keys().filter(|name| !after.services.contains_key(name)).map(ToString::to_string);
@@ -133,7 +151,9 @@ fn tell(notes: &[Note], told: &mut BTreeSet<Note>) {
 fn count_objects(snapshot: &Snapshot) {
     let objects = &snapshot.objects;
     let counts: BTreeMap<Kind, usize> = BTreeMap::from([
+        (Kind::AuthorizationPolicy, objects.authorization_policies.len()),
         (Kind::EndpointSlice, objects.endpoint_slices.len()),
+        (Kind::MeshTlsMode, objects.mesh_tls_modes.len()),
         (Kind::Namespace, objects.namespaces.len()),
         (Kind::Node, objects.nodes.len()),
         (Kind::Pod, objects.pods.len()),
@@ -171,7 +191,7 @@ mod tests {
     }
 
     fn names(before: &Translation, after: &Translation) -> (Vec<String>, Vec<String>) {
-        let Difference { set, removed } = difference(before, after);
+        let Difference { set, removed, .. } = difference(before, after);
         (set.iter().map(|resource| resource.name.to_string()).collect(), removed)
     }
 
@@ -185,5 +205,25 @@ mod tests {
         let service = |name: &str| format!("default/{name}.default.svc.cluster.local");
         assert_eq!(set, [pod("changes"), pod("comes"), service("comes")]);
         assert_eq!(removed, [pod("goes"), service("goes")]);
+    }
+
+    #[test]
+    fn policies_come_and_go_with_what_they_become() {
+        let mode = |mode: &str| {
+            let text = format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{nodeName: a}}\n---\napiVersion: underpass.dev/v1alpha1\n\
+                 kind: MeshTLSMode\nmetadata: {{name: a}}\nspec: {{mode: {mode}}}\n"
+            );
+            let read = manifest::read(text.as_bytes()).unwrap().objects;
+            let objects: Objects = read.into_values().map(|located| located.object).collect();
+            translate(&objects, &BTreeMap::new(), &TranslateOptions::default())
+        };
+        let (open, strict) = (mode("PERMISSIVE"), mode("STRICT"));
+        let name = "underpass-system/mesh-tls-mode:strict";
+        let Difference { set, removed_policies, .. } = difference(&open, &strict);
+        assert!(set.iter().any(|resource| &*resource.name == name) && removed_policies.is_empty());
+        let Difference { set, removed_policies, .. } = difference(&strict, &open);
+        assert!(set.iter().all(|resource| &*resource.name != name));
+        assert_eq!(removed_policies, [name]);
     }
 }

@@ -1,10 +1,11 @@
-//! Kubernetes objects and capture reports to the mesh's workloads and services.
+//! Kubernetes objects and capture reports to the mesh's workloads, services and policies.
 //!
 //! Pure: the same objects give the same mesh, whether they come from a directory or from an API server. Selectors are
 //! joined with pods here; EndpointSlices matter only for Services without a selector.
 
 mod endpoints;
 mod owner;
+mod policy;
 mod service;
 mod slices;
 mod workload;
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use underpass_model::{Network, PodUid, Service, ServiceName, TrustDomain, Workload, WorkloadUid};
 use underpass_objects::{CaptureReport, ObjectKey, Objects};
+use underpass_policy::{Policy, PolicyName};
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Translation {
     pub workloads: BTreeMap<WorkloadUid, Workload>,
     /// Services by name.
     pub services: BTreeMap<ServiceName, Service>,
+    /// Policies by name.
+    pub policies: BTreeMap<PolicyName, Policy>,
     /// What objects say that could not be used; the rest of each object is.
     pub notes: Vec<Note>,
 }
@@ -75,11 +79,12 @@ pub fn translate(
 ) -> Translation {
     let mut notes = Vec::new();
     let services = service::services(objects, options, &mut notes);
-    let pods = workload::pods(objects, reports, options, &mut notes);
+    let mut pods = workload::pods(objects, reports, options, &mut notes);
+    let policies = policy::policies(objects, &mut pods, &mut notes);
     let mut workloads = endpoints::join(pods, &services);
     slices::join(objects, options, &services, &mut endpoints::Join { workloads: &mut workloads, notes: &mut notes });
     let services = services.into_values().map(|known| (known.service.name.clone(), known.service)).collect();
-    Translation { workloads, services, notes }
+    Translation { workloads, services, policies, notes }
 }
 
 #[cfg(test)]

@@ -376,7 +376,7 @@ fn what_cannot_be_used_is_noted_and_the_rest_is_used() {
             "",
             "trafficDistribution: Nearby, clusterIPs: [x], ports: [{port: 0}, {port: 80, targetPort: 70000}, {port: 81}]",
         );
-    let Translation { workloads, services, notes } = translated(&manifests);
+    let Translation { workloads, services, notes, .. } = translated(&manifests);
     let told: Vec<_> = notes.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
