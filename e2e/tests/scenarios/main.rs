@@ -12,6 +12,7 @@ mod many;
 mod on_demand;
 mod operator_away;
 mod own_ports;
+mod policy;
 mod probes;
 mod programs;
 mod proxy_restart;
