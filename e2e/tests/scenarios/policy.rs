@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use underpass_e2e::{MESH, SHORT, World, call, get, identity_of, inbound, server, wait_authenticated, world};
-use underpass_lab::{ObjectName, Place, Pod, PodSpec, Probe, Process, eventually};
+use underpass_lab::{ObjectName, Place, Pod, PodSpec, Probe, Process, Target, eventually};
 
 /// Talks to the echo server until somebody ends it.
 const HOLD: &str = r"
@@ -40,6 +40,16 @@ fn outcome(world: &World, from: impl Into<Place>, to: &Pod, port: u16) -> String
 
 fn is_refused(seen: &str) -> bool {
     ["refused", "reset"].contains(&seen)
+}
+
+/// Waits until calls of a pod's page are refused.
+fn wait_refused(world: &World, from: &Place, to: &Pod) {
+    eventually(SHORT, &format!("{from} to be refused by {}", to.name), || {
+        let seen = outcome(world, from.clone(), to, 8080);
+        anyhow::ensure!(is_refused(&seen), "{seen}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// Applies an object that is about the pods of one label; `spec` is the inner part of a flow mapping.
@@ -80,12 +90,7 @@ fn who_may_speak_is_decided_by_service_account_and_port_across_nodes() {
     let web_on_8080 =
         "rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: web}}], networkAttributes: {ports: [8080]}}]";
     let allow = policy(&world, "db-allow", "db", web_on_8080);
-    eventually(SHORT, "the policy", || {
-        let seen = outcome(&world, job.place(), &db, 8080);
-        anyhow::ensure!(is_refused(&seen), "{seen}");
-        Ok(())
-    })
-    .unwrap();
+    wait_refused(&world, &job.place(), &db);
     get(&world.lab, web.place(), &url(&db, 8080)).unwrap();
     assert!(is_refused(&outcome(&world, web.place(), &db, 8081)), "only one port was allowed");
     assert!(is_refused(&outcome(&world, world.plain_client.place(), &db, 8080)), "plaintext has no identity");
@@ -107,12 +112,7 @@ fn who_may_speak_is_decided_by_service_account_and_port_across_nodes() {
 
     let deny =
         policy(&world, "db-deny", "db", "action: DENY, rules: [{sources: [{type: Namespace, namespace: mesh}]}]");
-    eventually(SHORT, "the deny", || {
-        let seen = outcome(&world, web.place(), &db, 8080);
-        anyhow::ensure!(is_refused(&seen), "{seen}");
-        Ok(())
-    })
-    .unwrap();
+    wait_refused(&world, &web.place(), &db);
     wait_line(&world, &web, &db, &[("reason", "policy_denied"), ("policy", "mesh/db-deny")]);
 
     world.lab.delete(&deny).unwrap();
@@ -135,12 +135,7 @@ fn strict_refuses_plaintext_from_everybody_but_the_kubelet() {
         &format!("{selector}, mode: STRICT, ports: [{{port: 8081, mode: PERMISSIVE}}]"),
     );
     let denied = "underpass-system/mesh-tls-mode:strict-except-8081";
-    eventually(SHORT, "strict", || {
-        let seen = outcome(&world, world.plain_client.place(), &strict, 8080);
-        anyhow::ensure!(is_refused(&seen), "{seen}");
-        Ok(())
-    })
-    .unwrap();
+    wait_refused(&world, &world.plain_client.place(), &strict);
     wait_line(&world, &world.plain_client, &strict, &[("reason", "policy_denied"), ("policy", denied)]);
     for from in [Place::Outside, Place::node("node-b")] {
         assert!(is_refused(&outcome(&world, from.clone(), &strict, 8080)), "plaintext from {from} was let in");
@@ -207,6 +202,27 @@ fn exchanges(held: &Process) -> usize {
 }
 
 #[test]
+fn policies_that_allow_come_and_go_under_load_without_a_failed_call() {
+    let world = world();
+    let (caller, busy) = (pod(&world, "node-a", "caller"), pod(&world, "node-b", "busy"));
+    wait_authenticated(&world.lab, &caller, &busy).unwrap();
+    let target = Target { http: (busy.v4().unwrap().to_string(), 8080), callers: 2, redis: None };
+    let load = world.lab.load(caller.place(), "load", &target).unwrap();
+    let allow = "rules: [{sources: [{type: ServiceAccount, serviceAccount: {name: caller}}]}]";
+    for _ in 0..4 {
+        let policy = policy(&world, "busy-allow", "busy", allow);
+        // By its refusal of somebody else we see that it has arrived.
+        wait_refused(&world, &world.client.place(), &busy);
+        world.lab.delete(&policy).unwrap();
+        eventually(SHORT, "it to be open again", || get(&world.lab, world.client.place(), &url(&busy, 8080)).map(drop))
+            .unwrap();
+    }
+    let report = load.finish().unwrap();
+    report.flawless().unwrap();
+    assert!(report.calls > 50, "{report:?}");
+}
+
+#[test]
 fn dry_run_is_told_and_counted_and_stops_nothing() {
     let world = world();
     let rehearsed = pod(&world, "node-b", "rehearsed");
@@ -238,12 +254,7 @@ fn a_policy_that_only_a_waypoint_could_enforce_refuses() {
     let closed = pod(&world, "node-b", "closed");
     wait_authenticated(&world.lab, &world.client, &closed).unwrap();
     let policy = policy(&world, "for-a-waypoint", "closed", "enforcementLevel: Application, rules: [{}]");
-    eventually(SHORT, "the refusal", || {
-        let seen = outcome(&world, world.client.place(), &closed, 8080);
-        anyhow::ensure!(is_refused(&seen), "{seen}");
-        Ok(())
-    })
-    .unwrap();
+    wait_refused(&world, &world.client.place(), &closed);
     wait_line(&world, &world.client, &closed, &[("policy", "mesh/for-a-waypoint")]);
     world.lab.delete(&policy).unwrap();
     eventually(SHORT, "it to be open again", || get(&world.lab, world.client.place(), &url(&closed, 8080)).map(drop))

@@ -10,6 +10,7 @@ use underpass_discovery::{
     wire::ResourceType,
 };
 use underpass_model::{Service, Workload, WorkloadUid};
+use underpass_policy::{Action, Policy, PolicyName, Scope};
 
 const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"];
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -134,5 +135,47 @@ proptest! {
         let rebuilt = View::of(workloads.collect::<Vec<_>>().into_iter().rev(), services);
         prop_assert_eq!(told(&store.mesh().view()), told(&rebuilt));
         prop_assert_eq!(store.versions(ResourceType::Address).len(), there.len());
+    }
+}
+
+const SCOPES: [Scope; 3] = [Scope::Mesh, Scope::Named, Scope::Namespace];
+
+/// Policies that come, change their scope and go, by name; `None` removes.
+fn any_policies() -> impl Strategy<Value = Vec<(usize, usize, Option<usize>)>> {
+    vec((0..2_usize, 0..NAMES.len(), proptest::option::weighted(0.7, 0..SCOPES.len())), 0..24)
+}
+
+fn policy(namespace: usize, name: usize, scope: usize) -> Policy {
+    Policy::refuse(PolicyName::new(["ns", "other"][namespace], NAMES[name]), SCOPES[scope])
+}
+
+proptest! {
+    #[test]
+    fn a_workloads_policies_are_those_that_are_there_whatever_way_they_came(steps in any_policies()) {
+        let mut store = Store::new();
+        let mut there = BTreeMap::new();
+        for (namespace, name, scope) in steps {
+            let mut delta = Delta { kind: ResourceType::Authorization, changed: vec![], removed: vec![], complete: true };
+            match scope {
+                Some(scope) => {
+                    let policy = Policy { action: Action::Deny, ..policy(namespace, name, scope) };
+                    there.insert((namespace, name), policy.clone());
+                    delta.changed.push((Resource::Authorization(policy), Arc::from("1")));
+                }
+                None => {
+                    there.remove(&(namespace, name));
+                    delta.removed.push(policy(namespace, name, 0).name.to_string());
+                }
+            }
+            store.apply(delta);
+        }
+        let view = store.mesh().view();
+        let rebuilt = View::of([], []).with_policies(there.values().rev().cloned());
+        prop_assert_eq!(view.counts().authorizations, there.len());
+        for namespace in ["ns", "other", "third"] {
+            let mut workload = workload(namespace, "pod").build();
+            workload.policies = vec!["ns/a".into(), "other/b".into(), "odd".into()];
+            prop_assert_eq!(view.policies(&workload), rebuilt.policies(&workload));
+        }
     }
 }
