@@ -28,9 +28,9 @@ Examples:
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Which lab; several may run at once.
-    #[arg(long, global = true, default_value = "lab", env = "UNDERPASS_LAB")]
-    name: String,
+    /// Which lab; several may run at once. Unless given, the one that is up; a new one is called `lab`, the demo's `demo`.
+    #[arg(long, global = true, env = "UNDERPASS_LAB")]
+    name: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -157,24 +157,39 @@ enum OutputFormat {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let name = arguments.name;
+    let name = arguments.name.as_deref();
+    let lab = || Lab::attach(&meant(name)?);
     match arguments.verb {
-        Verb::Up(options) => up(&name, &options)?,
-        Verb::Status { output } => status::show(&Lab::attach(&name)?, output)?,
-        Verb::Exec(exec) => return run_in(&Lab::attach(&name)?, &exec),
-        Verb::Label { kind, object, labels } => label(&Lab::attach(&name)?, kind, &object, &labels)?,
-        Verb::Apply { filename } => apply(&Lab::attach(&name)?, &filename)?,
-        Verb::Pod(verb) => pod(&Lab::attach(&name)?, verb)?,
-        Verb::Logs { program, follow } => logs(&Lab::attach(&name)?, program.as_deref(), follow)?,
-        Verb::Metrics { node } => say(Lab::attach(&name)?.metrics(&node)?.trim_end()),
-        Verb::Demo => return demo::walk(&name),
-        Verb::Down { all } => down(&name, all)?,
+        Verb::Up(options) => up(name.unwrap_or(DEFAULT), &options)?,
+        Verb::Status { output } => status::show(&lab()?, output)?,
+        Verb::Exec(exec) => return run_in(&lab()?, &exec),
+        Verb::Label { kind, object, labels } => label(&lab()?, kind, &object, &labels)?,
+        Verb::Apply { filename } => apply(&lab()?, &filename)?,
+        Verb::Pod(verb) => pod(&lab()?, verb)?,
+        Verb::Logs { program, follow } => logs(&lab()?, program.as_deref(), follow)?,
+        Verb::Metrics { node } => say(lab()?.metrics(&node)?.trim_end()),
+        Verb::Demo => return demo::walk(name.unwrap_or(demo::NAME)),
+        Verb::Down { all } => down(name, all)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `up` calls a lab.
+const DEFAULT: &str = "lab";
+
+/// The lab that is meant: the one that was named, or the only one there is.
+fn meant(name: Option<&str>) -> Result<String> {
+    if let Some(name) = name {
+        return Ok(name.to_owned());
+    }
+    let labs = Lab::names_by_hand();
+    ensure!(labs.len() < 2, "several labs are up: choose one with --name ({})", labs.join(", "));
+    Ok(labs.into_iter().next().unwrap_or_else(|| DEFAULT.to_owned()))
+}
+
 fn up(name: &str, up: &Up) -> Result<()> {
     let mut options = Options::new(name)?;
+    options.number = Lab::free_number();
     options.nodes = up.nodes;
     options.mesh = !up.without_mesh;
     let progress = Progress::new();
@@ -279,9 +294,9 @@ fn logs(lab: &Lab, program: Option<&str>, follow: bool) -> Result<()> {
     Ok(())
 }
 
-fn down(name: &str, all: bool) -> Result<()> {
+fn down(name: Option<&str>, all: bool) -> Result<()> {
     need_root()?;
-    let names = if all { Lab::names() } else { vec![name.to_owned()] };
+    let names = if all { Lab::names() } else { vec![meant(name)?] };
     for name in names {
         let existed = Lab::down(&name)?;
         say(&if existed {

@@ -5,7 +5,7 @@
 //! label of its own is captured live when the agent is back. Until then it runs outside the mesh, which is the price
 //! for a node on which pods start without the agent.
 
-use std::{collections::BTreeSet, io};
+use std::io;
 
 use underpass_enrolment::plugin::{Command, EnrolledNamespaces, Link, PluginFailure, PluginResponse, Pod};
 use underpass_model::names::NEVER_ENROLLED;
@@ -62,13 +62,9 @@ pub(crate) enum Verdict {
 }
 
 /// How a pod stands, by its namespace; `enrolled` is the list that the agent left, or why it cannot be read.
-pub(crate) fn standing(
-    pod: Option<&Pod>,
-    excluded: &BTreeSet<String>,
-    enrolled: &io::Result<EnrolledNamespaces>,
-) -> Standing {
+pub(crate) fn standing(pod: Option<&Pod>, enrolled: &io::Result<EnrolledNamespaces>) -> Standing {
     let Some(Pod { namespace, .. }) = pod else { return Standing::Stranger };
-    if NEVER_ENROLLED.contains(&namespace.as_str()) || excluded.contains(namespace) {
+    if NEVER_ENROLLED.contains(&namespace.as_str()) {
         return Standing::Excluded;
     }
     match enrolled {
@@ -80,10 +76,11 @@ pub(crate) fn standing(
     }
 }
 
-/// Whether the agent is to be asked at all.
-pub(crate) fn must_ask(standing: Standing) -> bool {
+/// Whether the agent is to be asked at all. It knows sandboxes that end by their id, so whoever calls.
+pub(crate) fn must_ask(command: Command, standing: Standing) -> bool {
     match standing {
-        Standing::Excluded | Standing::Stranger => false,
+        Standing::Excluded => false,
+        Standing::Stranger => command == Command::Del,
         Standing::Perhaps | Standing::Wanted => true,
     }
 }
@@ -123,24 +120,25 @@ mod tests {
 
     #[test]
     fn a_pods_standing_follows_from_its_namespace() {
-        let excluded: BTreeSet<String> = ["ops".to_owned()].into();
-        let list = || Ok(EnrolledNamespaces::from_text("shop\nops\nkube-system\nunderpass-system"));
+        let list = || Ok(EnrolledNamespaces::from_text("shop\nkube-system\nunderpass-system"));
         let unreadable = |kind| Err(io::Error::from(kind));
         for (pod, list, expected) in [
             (None, list(), Standing::Stranger),
             (Some(pod("shop")), list(), Standing::Wanted),
             (Some(pod("lab")), list(), Standing::Perhaps),
-            (Some(pod("ops")), list(), Standing::Excluded),
             (Some(pod("kube-system")), list(), Standing::Excluded),
             (Some(pod("underpass-system")), list(), Standing::Excluded),
             (Some(pod("shop")), unreadable(io::ErrorKind::NotFound), Standing::Perhaps),
             (Some(pod("shop")), unreadable(io::ErrorKind::PermissionDenied), Standing::Wanted),
-            (Some(pod("ops")), unreadable(io::ErrorKind::PermissionDenied), Standing::Excluded),
+            (Some(pod("kube-system")), unreadable(io::ErrorKind::PermissionDenied), Standing::Excluded),
         ] {
-            assert_eq!(standing(pod.as_ref(), &excluded, &list), expected, "{pod:?} {list:?}");
+            assert_eq!(standing(pod.as_ref(), &list), expected, "{pod:?} {list:?}");
         }
-        assert!(must_ask(Standing::Wanted) && must_ask(Standing::Perhaps));
-        assert!(!must_ask(Standing::Excluded) && !must_ask(Standing::Stranger));
+        for command in [Command::Add, Command::Check, Command::Del] {
+            assert!(must_ask(command, Standing::Wanted) && must_ask(command, Standing::Perhaps));
+            assert!(!must_ask(command, Standing::Excluded));
+            assert_eq!(must_ask(command, Standing::Stranger), command == Command::Del);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The network configuration that the runtime writes to standard input: CNI's own keys, and ours among them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -28,10 +28,9 @@ pub(crate) struct Settings {
     /// `agentSocket`: where the node agent listens. `/var/run/underpass/plugin.sock` unless set.
     pub(crate) agent_socket: PathBuf,
     /// `enrolledNamespaces`: the file in which the agent leaves the namespaces whose pods must not start without the
-    /// mesh. `/var/run/underpass/enrolled-namespaces` unless set.
+    /// mesh. `/var/lib/underpass/enrolled-namespaces` unless set: on a disk, because after a reboot pods start before
+    /// the agent.
     pub(crate) enrolled_namespaces: PathBuf,
-    /// `excludedNamespaces`: namespaces of which the agent is not told, besides those of the system. None unless set.
-    pub(crate) excluded_namespaces: BTreeSet<String>,
     /// `timeout`: how long a pod's start may wait for the mesh, in seconds, or as `"10s"` or `"500ms"`. 10 s unless
     /// set: kubelet tries again after a failure, and runtimes give plugins minutes.
     pub(crate) timeout: Duration,
@@ -60,10 +59,9 @@ const STANDARD: [&str; 14] = [
 const STANDARD_PREFIX: &str = "cni.dev/";
 const AGENT_SOCKET: &str = "agentSocket";
 const ENROLLED_NAMESPACES: &str = "enrolledNamespaces";
-const EXCLUDED_NAMESPACES: &str = "excludedNamespaces";
 const TIMEOUT: &str = "timeout";
 const LOG_FILE: &str = "logFile";
-const OURS: [&str; 5] = [AGENT_SOCKET, ENROLLED_NAMESPACES, EXCLUDED_NAMESPACES, TIMEOUT, LOG_FILE];
+const OURS: [&str; 4] = [AGENT_SOCKET, ENROLLED_NAMESPACES, TIMEOUT, LOG_FILE];
 
 impl<'a> NetworkConfig<'a> {
     /// Reads a configuration of a version that is spoken here.
@@ -130,8 +128,7 @@ impl Settings {
         let path = |key, default| Ok(network.path(key)?.unwrap_or_else(|| Path::new(default).to_owned()));
         Ok(Self {
             agent_socket: path(AGENT_SOCKET, "/var/run/underpass/plugin.sock")?,
-            enrolled_namespaces: path(ENROLLED_NAMESPACES, "/var/run/underpass/enrolled-namespaces")?,
-            excluded_namespaces: network.key(EXCLUDED_NAMESPACES)?.unwrap_or_default(),
+            enrolled_namespaces: path(ENROLLED_NAMESPACES, "/var/lib/underpass/enrolled-namespaces")?,
             timeout: network.key(TIMEOUT)?.map_or(Ok(DEFAULT_TIMEOUT), timeout)?,
             log_file: network.path(LOG_FILE)?,
         })
@@ -200,20 +197,17 @@ mod tests {
     fn has_sensible_defaults() {
         let settings = settings(r#","runtimeConfig":{},"ipam":{},"cni.dev/later":1,"logFile":null"#).unwrap();
         assert_eq!(settings.agent_socket, Path::new("/var/run/underpass/plugin.sock"));
-        assert_eq!(settings.enrolled_namespaces, Path::new("/var/run/underpass/enrolled-namespaces"));
+        assert_eq!(settings.enrolled_namespaces, Path::new("/var/lib/underpass/enrolled-namespaces"));
         assert_eq!(settings.timeout, Duration::from_secs(10));
-        assert!(settings.excluded_namespaces.is_empty() && settings.log_file.is_none());
+        assert!(settings.log_file.is_none());
     }
 
     #[test]
     fn reads_every_key_of_ours() {
-        let settings = settings(
-            r#","agentSocket":"/a","enrolledNamespaces":"/b","excludedNamespaces":["x","y"],"timeout":2.5,"logFile":"/c""#,
-        );
+        let settings = settings(r#","agentSocket":"/a","enrolledNamespaces":"/b","timeout":2.5,"logFile":"/c""#);
         let settings = settings.unwrap();
         assert_eq!(settings.agent_socket, Path::new("/a"));
         assert_eq!(settings.enrolled_namespaces, Path::new("/b"));
-        assert_eq!(settings.excluded_namespaces, ["x".to_owned(), "y".to_owned()].into());
         assert_eq!(settings.timeout, Duration::from_millis(2500));
         assert_eq!(settings.log_file, Some(PathBuf::from("/c")));
     }
@@ -236,7 +230,7 @@ mod tests {
             (r#","agentSockt":"/a""#, r#"unsupported field agentSockt with value "/a""#),
             (r#","agentSocket":"run/a""#, "agentSocket: is no absolute path"),
             (r#","agentSocket":7"#, "agentSocket: invalid type"),
-            (r#","excludedNamespaces":"x""#, "excludedNamespaces: invalid type"),
+            (r#","excludedNamespaces":["x"]"#, "unsupported field excludedNamespaces"),
         ] {
             let error = settings(keys).unwrap_err();
             assert!(error.contains(expected), "{error} should say {expected}");

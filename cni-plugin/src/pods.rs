@@ -45,7 +45,7 @@ pub(crate) fn check(
 /// Asks the agent about a pod that has addresses, if it is to be asked.
 fn inspect(command: Command, sandbox: &Sandbox, result: &str, wait: &Wait<'_>, log: &Log) -> Result<(), Failure> {
     let standing = standing_of(sandbox, wait.settings);
-    if must_ask(standing) {
+    if must_ask(command, standing) {
         let request = PluginRequest { addresses: addresses(result)?, ..request(command, sandbox) };
         settle(&request, standing, wait, log)?;
     }
@@ -58,7 +58,7 @@ const LONGEST_FAREWELL: Duration = Duration::from_secs(5);
 /// A pod ends. Never fails: the agent finds out by itself, and a pod that cannot end helps nobody.
 pub(crate) fn del(sandbox: &Sandbox, settings: &Settings, log: &Log) {
     let standing = standing_of(sandbox, settings);
-    if must_ask(standing) {
+    if must_ask(Command::Del, standing) {
         let wait = Wait::new(settings, settings.timeout.min(LONGEST_FAREWELL));
         if let Err(error) = settle(&request(Command::Del, sandbox), standing, &wait, log) {
             log.note(&format!("DEL passes all the same: {error}"));
@@ -133,7 +133,8 @@ fn subject(request: &PluginRequest) -> String {
     };
     match pod {
         Some(pod) => format!("{command} pod {}/{} ({container_id})", pod.namespace, pod.name),
-        None => command.to_owned(),
+        None if container_id.is_empty() => command.to_owned(),
+        None => format!("{command} ({container_id})"),
     }
 }
 
@@ -155,7 +156,7 @@ fn request(command: Command, sandbox: &Sandbox) -> PluginRequest {
 
 fn standing_of(sandbox: &Sandbox, settings: &Settings) -> Standing {
     let enrolled = read_namespaces(&settings.enrolled_namespaces);
-    standing(sandbox.pod.as_ref(), &settings.excluded_namespaces, &enrolled)
+    standing(sandbox.pod.as_ref(), &enrolled)
 }
 
 /// A cluster has thousands of namespaces at most.
@@ -168,5 +169,40 @@ fn read_namespaces(path: &Path) -> io::Result<EnrolledNamespaces> {
         Ok(EnrolledNamespaces::from_text(&text))
     } else {
         Err(io::Error::new(io::ErrorKind::FileTooLarge, "the list of namespaces is too long"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_list_with_anything_in_it_names_the_namespaces_that_stand_on_lines_of_their_own(
+            names in proptest::collection::btree_set("[a-z][a-z0-9-]{0,20}", 0..8),
+            noise in "[^a-z]*",
+        ) {
+            let mut text = noise.replace('\n', "#");
+            for name in &names {
+                text.push_str(&format!("\n {name}\r"));
+            }
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("list");
+            std::fs::write(&path, &text).unwrap();
+            let list = read_namespaces(&path).unwrap();
+            for name in &names {
+                prop_assert!(list.contains(name));
+            }
+            prop_assert_eq!(EnrolledNamespaces::from_text(&list.to_string()), list);
+        }
+    }
+
+    #[test]
+    fn a_list_without_end_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("list");
+        std::fs::write(&path, "shop\n".repeat(1 << 18)).unwrap();
+        assert_eq!(read_namespaces(&path).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -6,7 +6,7 @@ import asyncio, hashlib, os, random, socket, sys, time
 
 what, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 argument = sys.argv[4] if len(sys.argv) > 4 else ""
-TIMEOUT = 20
+TIMEOUT = 60
 
 
 def connect():

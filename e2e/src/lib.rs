@@ -5,22 +5,23 @@
 pub mod envoy;
 
 use std::{
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use underpass_lab::{Lab, Options, Place, Pod, PodSpec, ScopedLab, eventually};
+use underpass_lab::{Lab, Options, Place, Pod, PodSpec, Process, ScopedLab, eventually};
 use underpass_model::names::{ENROLLED, MESH_LABEL};
 
 const SERVER: &str = include_str!("../programs/server.py");
 const CLIENT: &str = include_str!("../programs/client.py");
 
 /// Long enough for anything that is not load.
-pub const SHORT: Duration = Duration::from_secs(30);
+pub const SHORT: Duration = Duration::from_secs(60);
 /// Long enough for large transfers on a busy machine.
-pub const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_secs(240);
 
 /// The namespace whose pods are enrolled.
 pub const MESH: &str = "mesh";
@@ -172,12 +173,32 @@ pub fn call_with(lab: &Lab, from: impl Into<Place>, what: &str, to: (&str, u16),
     Ok(output.ok().with_context(|| format!("{what} {} {}", to.0, to.1))?.trim_end().to_owned())
 }
 
+/// Starts a caller of the odd servers in the background.
+///
+/// # Errors
+/// If it does not start.
+pub fn begin(lab: &Lab, from: impl Into<Place>, name: &str, what: &str, to: (&str, u16)) -> Result<Process> {
+    lab.spawn(from, name, &["python3", "-c", CLIENT, what, to.0, &to.1.to_string()])
+}
+
+/// Starts Redis in a pod; returns when it serves.
+///
+/// # Errors
+/// If it does not start.
+pub fn redis(lab: &Lab, pod: &Pod) -> Result<Process> {
+    let addresses = ["--bind", "*", "-::*", "--protected-mode", "no"];
+    let files = ["--save", "", "--appendonly", "no", "--dir", "/tmp"];
+    let process = lab.spawn(pod.place(), "redis", &[&["redis-server"], &addresses[..], &files].concat())?;
+    process.wait_for_output("eady to accept", SHORT)?;
+    Ok(process)
+}
+
 /// Gets a page with `curl`.
 ///
 /// # Errors
 /// If that fails.
 pub fn get(lab: &Lab, from: impl Into<Place>, url: &str) -> Result<String> {
-    let output = lab.run(from, &["curl", "-sS", "--fail", "--max-time", "15", url], SHORT)?;
+    let output = lab.run(from, &["curl", "-sS", "--fail", "--max-time", "30", url], SHORT)?;
     Ok(output.ok().with_context(|| format!("getting {url}"))?.trim_end().to_owned())
 }
 
@@ -201,19 +222,27 @@ pub fn wait_authenticated(lab: &Lab, client: &Pod, server: &Pod) -> Result<()> {
 /// # Errors
 /// If the log cannot be read.
 pub fn inbound(lab: &Lab, server: &Pod, client: &Pod) -> Result<Vec<Value>> {
-    let from = client.addresses.clone();
-    let text = |line: &Value, key: &str| line.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let address =
-        |line: &Value, key: &str| text(line, key).parse::<std::net::SocketAddr>().ok().map(|at| at.ip().to_canonical());
-    Ok(lab
-        .access_log(&server.node)?
-        .into_iter()
-        .filter(|line| {
-            text(line, "direction") == "inbound"
-                && address(line, "src.addr").is_some_and(|ip| from.contains(&ip))
-                && address(line, "dst.addr").is_some_and(|ip| server.addresses.contains(&ip))
-        })
-        .collect())
+    inbound_from(lab, server, &client.addresses)
+}
+
+/// The lines of the access log on connections that came into a pod from any of these addresses.
+///
+/// # Errors
+/// If the log cannot be read.
+pub fn inbound_from(lab: &Lab, server: &Pod, from: &[IpAddr]) -> Result<Vec<Value>> {
+    let address = |line: &Value, key: &str| said(line, key).parse::<SocketAddr>().ok().map(|at| at.ip().to_canonical());
+    let ours = |line: &Value| {
+        said(line, "direction") == "inbound"
+            && address(line, "src.addr").is_some_and(|ip| from.contains(&ip))
+            && address(line, "dst.addr").is_some_and(|ip| server.addresses.contains(&ip))
+    };
+    Ok(lab.access_log(&server.node)?.into_iter().filter(ours).collect())
+}
+
+/// What a line of the access log says of something; empty if nothing.
+#[must_use]
+pub fn said<'a>(line: &'a Value, key: &str) -> &'a str {
+    line.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
 /// The identity that a pod has in the lab's mesh.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
-use tonic::{Status as RpcStatus, metadata::MetadataMap, transport::Server};
+use tonic::{Status as RpcStatus, metadata::MetadataMap, service::InterceptorLayer, transport::Server};
 use underpass_discovery::server::Publisher;
 use underpass_model::{Identity, TrustDomain};
 use underpass_objects::{Directory, Snapshot, StatusDirectory, status::StatusError};
@@ -18,8 +18,8 @@ use underpass_runtime::{Shutdown, admin::Readiness, tasks};
 use crate::{
     attest::attest,
     ca::{
-        self, Attest, Authenticate as _, Authority, AuthorityOptions, CertificateService, NodeName, NotAttested,
-        OpenError, Serving, serving::ServingError,
+        self, Attest, Authenticate as _, Authority, AuthorityOptions, CertificateService, Limits, NodeName,
+        NotAttested, OpenError, Serving, serving::ServingError,
     },
     config::Config,
     publication::Publication,
@@ -87,12 +87,14 @@ impl Running {
 /// # Errors
 /// [`StartError`] with the part that cannot begin.
 pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) -> Result<Running, StartError> {
-    let directory = Directory::open(&config.objects).map_err(unlistable("objects", &config.objects))?;
     let status_directory = StatusDirectory::open(&config.status)?;
     let (tokens, tokens_task) =
         NodeTokens::open(&config.node_tokens).map_err(unlistable("node tokens", &config.node_tokens))?;
     let authority =
         Authority::open(AuthorityOptions::new(config.state.clone(), config.trust_domain.clone()), SystemTime::now())?;
+    // After the authority, which makes the state directory and sees to it that nobody else can write there.
+    let directory = Directory::open_keeping(&config.objects, &config.state.join("objects"));
+    let directory = directory.map_err(unlistable("objects", &config.objects))?;
     let tls = Serving::config(&authority, &config.serving_names)?;
     let unbound = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
@@ -107,26 +109,35 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
         status: status.clone(),
         options: config.translate_options(),
         publisher: publisher.clone(),
+        readiness: readiness.clone(),
         withdrawals: Withdrawals::new(publisher.clone(), status_directory, status, attendance.clone()),
     };
-    tasks::spawn("objects", objects_task.run(shutdown.clone()));
-    tasks::spawn("status", status_task.run(shutdown.clone()));
-    tasks::spawn("node tokens", tokens_task.run(shutdown.clone()));
-    tasks::spawn("authority", authority.clone().run(shutdown.clone()));
-    tasks::spawn("attendance", until(shutdown.clone(), attendance.watch()));
-    tasks::spawn("publication", publication.run(readiness.pending("mesh"), shutdown.clone()));
+    let subscribers = publisher.clone();
+    let revoked = move |node: &NodeName| {
+        tracing::info!(%node, "the node's token is no longer good; its streams end");
+        subscribers.expel(node.as_str());
+    };
+    // Without any one of these the operator would go on half-dead.
+    tasks::root("objects", objects_task.run(shutdown.clone()), shutdown);
+    tasks::root("status", status_task.run(shutdown.clone()), shutdown);
+    tasks::root("node tokens", tokens_task.run(revoked, shutdown.clone()), shutdown);
+    tasks::root("authority", authority.clone().run(shutdown.clone()), shutdown);
+    tasks::root("attendance", until(shutdown.clone(), attendance.watch()), shutdown);
+    tasks::root("publication", publication.run(readiness.pending("mesh"), shutdown.clone()), shutdown);
 
     let attest = PodsOnNode { objects: objects.clone(), trust_domain: config.trust_domain.clone() };
     let certificates = CertificateService::new(authority, tokens.clone(), attest).into_server();
+    let admit = InterceptorLayer::new(ca::admit(tokens.clone()));
     let authenticate = move |metadata: &MetadataMap| subscriber(&tokens, metadata);
     let router = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(admit)
         .add_service(publisher.service(Arc::new(authenticate), shutdown.clone()))
         .add_service(certificates);
-    let incoming = ca::accept(listener, tls, shutdown.clone());
+    let incoming = ca::accept(listener, tls, Limits::default(), shutdown.clone());
     let stop = shutdown.clone();
-    let server = tasks::spawn("server", async move {
+    let serve = async move {
         let asked = stop.clone();
         let serving = router.serve_with_incoming_shutdown(incoming, async move { asked.requested().await });
         let overdue = async {
@@ -139,7 +150,8 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
             },
             () = overdue => {}
         }
-    });
+    };
+    let server = tasks::root("server", serve, shutdown);
     tracing::info!(%address, trust_domain = %config.trust_domain, "serving discovery and certificates");
     Ok(Running { address, publisher, objects, server })
 }

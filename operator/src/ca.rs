@@ -8,6 +8,7 @@
 
 pub mod attest;
 pub mod authority;
+pub mod connection;
 pub mod request;
 pub mod roots;
 pub mod service;
@@ -16,5 +17,6 @@ pub mod state;
 
 pub use attest::{Attest, Authenticate, NodeName, NotAttested, Unauthenticated, bearer};
 pub use authority::{Authority, AuthorityOptions, OpenError, SignError};
+pub use connection::{Caller, Connection, Limits, admit};
 pub use service::CertificateService;
 pub use serving::{Serving, accept};

@@ -19,6 +19,7 @@ impl Running {
                 let problems = snapshot.problems.iter().map(|problem| {
                     json!({
                         "file": problem.file,
+                        "in_force": if problem.is_lost { "nothing" } else { "its last good state" },
                         "line": problem.error.line(),
                         "field": problem.error.field(),
                         "reason": problem.error.reason(),

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -12,7 +13,10 @@ use underpass_discovery::{
     wire::ResourceType,
 };
 use underpass_objects::{Kind, Snapshot, Status};
-use underpass_runtime::{Shutdown, admin::Pending};
+use underpass_runtime::{
+    Shutdown,
+    admin::{Pending, Readiness},
+};
 
 use crate::{
     translate::{Note, TranslateOptions, Translation, translate},
@@ -30,6 +34,8 @@ pub struct Publication {
     pub options: TranslateOptions,
     /// Who tells subscribers.
     pub publisher: Publisher,
+    /// Where it is told that files are lost: broken, and no good state of them is known.
+    pub readiness: Readiness,
     /// Who answers agents whose pods leave.
     pub withdrawals: Withdrawals,
 }
@@ -50,11 +56,13 @@ impl Publication {
     pub async fn run(mut self, first: Pending, shutdown: Shutdown) {
         let mut shown = Translation::default();
         let mut told = BTreeSet::new();
+        let mut lost = BTreeMap::new();
         let mut first = Some(first);
         loop {
             let (objects, status) = {
                 let snapshot = self.objects.borrow_and_update();
                 count_objects(&snapshot);
+                tell_lost(&snapshot, &self.readiness, &mut lost);
                 (Arc::clone(&snapshot.objects), self.status.borrow_and_update().clone())
             };
             let translation = translate(&objects, &status.reports, &self.options);
@@ -136,6 +144,18 @@ pub fn difference(before: &Translation, after: &Translation) -> Difference {
     let gone = before.services.keys().filter(|name| !after.services.contains_key(name)).map(ToString::to_string);
     difference.removed.extend(gone);
     difference
+}
+
+/// While a file is lost, its objects look as if they were gone. The rest of the mesh must not wait for it, but whoever
+/// asks whether all is well is told otherwise.
+fn tell_lost(snapshot: &Snapshot, readiness: &Readiness, lost: &mut BTreeMap<PathBuf, Pending>) {
+    let now: BTreeSet<_> = snapshot.problems.iter().filter(|problem| problem.is_lost).map(|each| &each.file).collect();
+    lost.retain(|file, _| now.contains(file));
+    for file in now {
+        let pending = || readiness.pending(format!("objects of {}", file.display()));
+        lost.entry(file.clone()).or_insert_with(pending);
+    }
+    metrics::gauge!("underpass_operator_lost_files").set(count(lost.len()));
 }
 
 /// Each note is logged when it first comes up, and again only after it was gone.

@@ -69,17 +69,19 @@ impl NodeTokens {
     }
 
     fn owner(&self, token: &str) -> Option<NodeName> {
-        let presented = digest(token);
-        let table = self.table();
-        let mut owners = table.iter().filter(|(_, known)| is_equal(&presented, known)).map(|(node, _)| node);
-        let owner = owners.next();
-        // A token of two nodes does not say which one calls.
-        owner.filter(|_| owners.next().is_none()).cloned()
+        owner(&self.table(), &digest(token)).cloned()
     }
 
     fn table(&self) -> Arc<BTreeMap<NodeName, TokenDigest>> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn owner<'a>(table: &'a BTreeMap<NodeName, TokenDigest>, presented: &TokenDigest) -> Option<&'a NodeName> {
+    let mut owners = table.iter().filter(|(_, known)| is_equal(presented, known)).map(|(node, _)| node);
+    let owner = owners.next();
+    // A token of two nodes does not say which one calls.
+    owner.filter(|_| owners.next().is_none())
 }
 
 impl Authenticate for NodeTokens {
@@ -89,25 +91,30 @@ impl Authenticate for NodeTokens {
 }
 
 impl TokensTask {
-    /// Runs until asked to stop.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    /// Runs until asked to stop. Tells of each node whose token has become worthless.
+    pub async fn run(mut self, revoked: impl Fn(&NodeName), shutdown: Shutdown) {
         loop {
             tokio::select! {
                 () = shutdown.requested() => return,
                 () = self.changes.next() => {}
             }
-            if let Err(error) = self.reload() {
-                tracing::warn!(%error, "directory of node tokens cannot be listed, the known ones stay");
+            match self.reload() {
+                Ok(nodes) => nodes.iter().for_each(&revoked),
+                Err(error) => {
+                    tracing::warn!(%error, "directory of node tokens cannot be listed, the known ones stay");
+                }
             }
         }
     }
 
-    fn reload(&mut self) -> io::Result<()> {
+    /// The nodes whose token was good before and is not any more.
+    fn reload(&mut self) -> io::Result<Vec<NodeName>> {
         let changes = self.files.changes()?;
         if changes.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let mut table = BTreeMap::clone(&self.tokens.table());
+        let before = self.tokens.table();
+        let mut table = BTreeMap::clone(&before);
         for change in changes {
             let (name, read) = match change {
                 Change::Gone(name) => {
@@ -125,8 +132,11 @@ impl TokensTask {
                 }
             }
         }
+        let good = before.iter().filter(|(node, token)| owner(&before, token) == Some(*node));
+        let revoked = good.filter(|(node, token)| owner(&table, token) != Some(*node));
+        let revoked = revoked.map(|(node, _)| node.clone()).collect();
         *self.tokens.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
-        Ok(())
+        Ok(revoked)
     }
 }
 
@@ -177,7 +187,9 @@ mod tests {
         assert_eq!(tokens.authenticate(&MetadataMap::new()), Err(Unauthenticated::Missing));
         fs::write(home.path().join("node-1"), "another-token-of-1").unwrap();
         fs::remove_file(home.path().join("node-2")).unwrap();
-        task.reload().unwrap();
+        let revoked = task.reload().unwrap();
+        assert_eq!(revoked.iter().map(NodeName::as_str).collect::<Vec<_>>(), ["node-1", "node-2"]);
+        assert!(task.reload().unwrap().is_empty());
         assert_eq!(caller(&tokens, "another-token-of-1"), Ok("node-1".into()));
         assert_eq!(caller(&tokens, one), unknown);
         assert_eq!(caller(&tokens, two), unknown);

@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like the tests themselves")]
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Parser as _;
 use tokio::sync::mpsc;
@@ -34,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Bench {
     home: tempfile::TempDir,
     running: Running,
+    readiness: Readiness,
     shutdown: Shutdown,
 }
 
@@ -46,6 +52,18 @@ impl Bench {
         for node in ["node-1", "node-2"] {
             fs::write(home.path().join("tokens").join(node), format!("token-of-{node}-for-tests")).unwrap();
         }
+        Self::start_in(home).await
+    }
+
+    /// The next operator process, with what is in the directories by then.
+    async fn restart(self, meanwhile: impl FnOnce(&Path)) -> Self {
+        self.shutdown.request();
+        tokio::time::timeout(PATIENCE, self.running.stopped()).await.unwrap();
+        meanwhile(&self.home.path().join("objects"));
+        Self::start_in(self.home).await
+    }
+
+    async fn start_in(home: tempfile::TempDir) -> Self {
         let part = |name: &str| home.path().join(name).into_os_string().into_string().unwrap();
         let config = Config::try_parse_from([
             "underpass-operator",
@@ -62,7 +80,7 @@ impl Bench {
         ]);
         let (readiness, shutdown) = (Readiness::default(), Shutdown::new());
         let running = app::start(&config.unwrap(), &readiness, &shutdown).await.unwrap();
-        Self { home, running, shutdown }
+        Self { home, running, readiness, shutdown }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -196,6 +214,52 @@ async fn a_broken_file_keeps_its_last_good_state_until_it_is_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_broken_at_the_next_start_does_not_take_its_pods_out_of_the_mesh() {
+    let bench = Bench::start().await;
+    bench.put("web.yaml", &pod("web", "node-1", "10.1.0.5", true));
+    see(&bench.subscribe("node-1"), "pod comes", |view| web(view).is_some()).await;
+    let broken = format!("{}spec: wrong\n", pod("web", "node-1", "10.1.0.9", true));
+    let bench = bench.restart(|objects| fs::write(objects.join("web.yaml"), broken).unwrap()).await;
+    let mesh = bench.subscribe("node-1");
+    let view = see(&mesh, "complete", View::is_complete).await;
+    assert_eq!(web(&view).unwrap().addresses, ["10.1.0.5".parse::<std::net::IpAddr>().unwrap()]);
+    let problems = bench.running.objects.borrow().problems.clone();
+    assert!(problems[0].file.ends_with("web.yaml") && !problems[0].is_lost, "{problems:?}");
+    assert_eq!(bench.readiness.missing(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_file_of_which_no_good_state_is_known_is_named_until_it_is_mended() {
+    let bench = Bench::start().await;
+    bench.put("marker.yaml", &pod("marker", "node-2", "10.1.0.7", true));
+    let bench = bench.restart(|objects| fs::write(objects.join("web.yaml"), "kind: [").unwrap()).await;
+    let view = see(&bench.subscribe("node-1"), "the rest of the mesh", View::is_complete).await;
+    assert_eq!(view.counts().workloads, 1);
+    let missing = bench.readiness.missing();
+    assert!(missing.len() == 1 && missing[0].ends_with("web.yaml"), "{missing:?}");
+    assert!(bench.running.objects.borrow().problems[0].is_lost);
+    bench.put("web.yaml", &pod("web", "node-1", "10.1.0.5", true));
+    eventually("ready", async || bench.readiness.missing().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_ends_with_its_token() {
+    let bench = Bench::start().await;
+    let mut streams = Vec::new();
+    for node in ["node-1", "node-2"] {
+        let mut stream = SlowSubscriber::new(&bench.control(node)).await;
+        let first = stream.hear().await;
+        stream.acknowledge(first).await;
+        streams.push(stream);
+    }
+    fs::remove_file(bench.path("tokens/node-1")).unwrap();
+    let ended = tokio::time::timeout(PATIENCE, streams[0].responses.message()).await.unwrap();
+    assert_eq!(ended.unwrap_err().code(), Code::Aborted);
+    bench.put("web.yaml", &pod("web", "node-1", "10.1.0.5", true));
+    streams[1].hear().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_gets_certificates_for_its_own_pods_only() {
     let bench = Bench::start().await;
     bench.put("pods.yaml", &(pod("web", "node-1", "10.1.0.5", true) + &pod("api", "node-2", "10.2.0.5", true)));
@@ -306,7 +370,7 @@ async fn stops_when_asked_with_subscribers_connected() {
     let bench = Bench::start().await;
     let mesh = bench.subscribe("node-1");
     assert!(mesh.wait_complete(PATIENCE).await);
-    let Bench { home: _home, running, shutdown } = bench;
+    let Bench { home: _home, running, shutdown, .. } = bench;
     shutdown.request();
     tokio::time::timeout(PATIENCE, running.stopped()).await.unwrap();
 }

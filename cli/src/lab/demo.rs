@@ -1,7 +1,7 @@
 //! `underpass lab demo`: a walk through what the mesh does. Every line with a mark tells what was observed just then;
 //! a walk that observes something else says so and ends with status 1.
 
-use std::{cell::Cell, process::ExitCode, time::Duration};
+use std::{cell::Cell, fs, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use underpass_lab::{Lab, LoadReport, Options, Place, Probe, Target, Wire, eventually};
@@ -12,7 +12,12 @@ use crate::screen::{Progress, bad, good, heading, note, say};
 
 mod latency;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// What the demo's own lab is called.
+pub(super) const NAME: &str = "demo";
+/// In a lab that a demo made, and may therefore take down.
+const MARK: &str = "made-by-demo";
+
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A value that goes to Redis and back; easy to find on the wire.
 const SECRET: &str = "a-password-that-nobody-else-should-see";
 
@@ -28,23 +33,24 @@ pub(crate) fn walk(name: &str) -> Result<ExitCode> {
          unmodified programs (curl, python3's HTTP server, Redis) as network namespaces of this machine.",
     );
     let walk = Walk { lab: start(name)?, failed: Cell::new(false) };
-    let before = walk.without_the_mesh()?;
-    walk.enrol_under_load()?;
-    walk.with_the_mesh(&before)?;
-    walk.beyond_the_mesh()?;
-    walk.leave_under_load()?;
-    Ok(walk.end(name))
+    if let Err(error) = walk.steps() {
+        walk.observe(false, &format!("the walk cannot go on: {error:#}"));
+    }
+    Ok(walk.end())
 }
 
 fn start(name: &str) -> Result<Lab> {
-    let options = Options::new(name)?;
+    let mut options = Options::new(name)?;
+    options.number = Lab::free_number();
     heading("Starting");
     let progress = Progress::new();
-    if Lab::names().iter().any(|other| other == name) {
-        progress.step(&format!("taking down the lab called {name} that was up"));
+    if Lab::attach(name).is_ok_and(|lab| lab.paths().root().join(MARK).exists()) {
+        progress.step(&format!("taking down the lab called {name} of an earlier walk"));
         Lab::down(name)?;
     }
+    // A lab of somebody else's making stays, and is told of.
     let lab = Lab::up_telling(options, &mut |step| progress.step(step))?;
+    fs::write(lab.paths().root().join(MARK), "")?;
     progress.step("starting client on node-a, web and redis on node-b");
     sample::start(&lab)?;
     progress.step("the lab is up");
@@ -61,6 +67,14 @@ fn readable(wire: &Wire) -> String {
 }
 
 impl Walk {
+    fn steps(&self) -> Result<()> {
+        let before = self.without_the_mesh()?;
+        self.enrol_under_load()?;
+        self.with_the_mesh(&before)?;
+        self.beyond_the_mesh()?;
+        self.leave_under_load()
+    }
+
     fn observe(&self, as_it_should: bool, text: &str) {
         if as_it_should {
             good(text);
@@ -285,14 +299,15 @@ impl Walk {
         Ok(left)
     }
 
-    fn end(&self, name: &str) -> ExitCode {
-        let lab = if name == "lab" { "./x lab".to_owned() } else { format!("./x lab --name {name}") };
+    fn end(&self) -> ExitCode {
+        let alone = Lab::names_by_hand().len() < 2;
+        let lab = if alone { "./x lab".to_owned() } else { format!("./x lab --name {}", self.lab.options().name) };
         heading("The lab stays up. Next, try");
         note(&format!("{lab} label namespace {NAMESPACE} {MESH_LABEL}={ENROLLED}"));
         note(&format!("{lab} exec client -- curl -s http://web/"));
         note(&format!("{lab} down"));
         if self.failed.get() {
-            bad("something above was not as it should be; see the logs: `./x lab logs`");
+            bad(&format!("something above was not as it should be; see the logs: `{lab} logs`"));
             return ExitCode::FAILURE;
         }
         ExitCode::SUCCESS

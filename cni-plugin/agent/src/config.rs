@@ -31,8 +31,8 @@ pub struct Config {
     /// Directory for what must be known again after a restart
     #[arg(long, value_name = "DIR", default_value = "/var/lib/underpass/agent")]
     pub state: PathBuf,
-    /// File in which the plugin finds the enrolled namespaces while the agent is away
-    #[arg(long, value_name = "PATH", default_value = "/var/run/underpass/enrolled-namespaces")]
+    /// File in which the plugin finds the enrolled namespaces while the agent is away, also after a reboot
+    #[arg(long, value_name = "PATH", default_value = "/var/lib/underpass/enrolled-namespaces")]
     pub enrolled_namespaces: PathBuf,
     /// File with the process id of what probes the pods; without it, processes named like a kubelet are looked for
     #[arg(long, value_name = "PATH")]

@@ -168,4 +168,43 @@ mod tests {
         let error = Exclusions::from_annotations(&annotated(&[(names::EXCLUDE_INBOUND_PORTS, &long)])).unwrap_err();
         assert_eq!(error, ExclusionError::TooMany { annotation: names::EXCLUDE_INBOUND_PORTS });
     }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        proptest! {
+            #[test]
+            fn arbitrary_annotations_never_panic(ports in ".*", networks in ".*") {
+                drop(Exclusions::from_annotations(&annotated(&[
+                    (names::EXCLUDE_INBOUND_PORTS, &ports),
+                    (names::EXCLUDE_OUTBOUND_CIDRS, &networks),
+                ])));
+            }
+
+            #[test]
+            fn every_network_that_is_named_is_left_out_and_none_lies_in_another(
+                addresses in prop::collection::vec((any::<u32>(), 0_u8..=32), 1..20),
+                ports in prop::collection::btree_set(1_u16.., 0..20),
+            ) {
+                let named: Vec<Ipv4Net> =
+                    addresses.iter().map(|(bits, length)| Ipv4Net::new((*bits).into(), *length).unwrap()).collect();
+                let join = |items: Vec<String>| items.join(" , ");
+                let exclusions = Exclusions::from_annotations(&annotated(&[
+                    (names::EXCLUDE_INBOUND_CIDRS, &join(named.iter().map(ToString::to_string).collect())),
+                    (names::EXCLUDE_INBOUND_PORTS, &join(ports.iter().map(ToString::to_string).collect())),
+                ])).unwrap();
+                let networks = &exclusions.inbound.v4;
+                prop_assert_eq!(&exclusions.inbound.ports, &ports);
+                for network in &named {
+                    prop_assert!(networks.iter().any(|wide| wide.contains(&network.trunc())));
+                }
+                for (position, network) in networks.iter().enumerate() {
+                    let others = networks.iter().enumerate().filter(|(other, _)| *other != position);
+                    prop_assert!(!others.into_iter().any(|(_, other)| other.contains(network)));
+                }
+            }
+        }
+    }
 }

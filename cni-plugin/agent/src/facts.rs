@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 use k8s_openapi::api::core::v1::Pod;
 use underpass_enrolment::{plugin::EnrolledNamespaces, zds::WorkloadInfo};
 use underpass_model::PodUid;
-use underpass_objects::{Enrolment, Objects, enrolment, pod};
+use underpass_objects::{
+    Enrolment, Objects,
+    enrolment::{self, NotEnrolled},
+    pod,
+};
 
 use crate::exclusions::{ExclusionError, Exclusions};
 
@@ -18,6 +22,10 @@ pub struct PodFacts {
     pub addresses: Vec<IpAddr>,
     /// Whether it belongs into the mesh.
     pub wanted: bool,
+    /// Whether that may change when its namespace's object is seen: it is the one to say.
+    pub undecided: bool,
+    /// Whether it is being deleted.
+    pub terminating: bool,
     /// What its annotations leave out of capture.
     pub exclusions: Result<Exclusions, ExclusionError>,
 }
@@ -42,8 +50,11 @@ fn of_pod(objects: &Objects, object: &Pod) -> PodFacts {
     let namespace = objects.namespaces.get(&name.namespace);
     let none = BTreeMap::new();
     let annotations = object.metadata.annotations.as_ref().unwrap_or(&none);
+    let enrolment = enrolment::wanted(namespace.map(AsRef::as_ref), object);
     PodFacts {
-        wanted: enrolment::wanted(namespace.map(AsRef::as_ref), object) == Enrolment::Enrolled,
+        wanted: enrolment == Enrolment::Enrolled,
+        undecided: namespace.is_none() && enrolment == Enrolment::Not(NotEnrolled::NotLabelled),
+        terminating: pod::is_terminating(object),
         addresses: pod::addresses(object),
         exclusions: Exclusions::from_annotations(annotations),
         info: WorkloadInfo {
@@ -106,6 +117,7 @@ spec: {nodeName: one, containers: []}
         assert_eq!(here.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(here.info.service_account, "web");
         assert_eq!(here.exclusions.as_ref().unwrap().inbound.ports, [22].into());
+        assert!(!here.undecided && !here.terminating);
         assert_eq!(enrolled_namespaces(objects).to_string(), "shop\n");
     }
 }

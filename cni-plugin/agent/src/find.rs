@@ -1,14 +1,16 @@
 //! Finds the network namespace of a pod that was there before the agent, and knows one again by its addresses.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap, HashSet},
     fs, io,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use underpass_enrolment::netns::{self, NetnsId};
+use underpass_model::PodUid;
 
 /// A namespace, held open.
 #[derive(Debug)]
@@ -67,19 +69,55 @@ pub enum FindError {
 const NAMED: &str = "/var/run/netns";
 const PROCESSES: &str = "/proc";
 
-/// Looks through every namespace that has a name or a process. Blocks; takes a moment on a busy node.
+/// Which pod holds which namespace, so that no two pods ever take one. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Holders(Arc<Mutex<HashMap<NetnsId, PodUid>>>);
+
+impl Holders {
+    /// The container runtime says whose a namespace is, whatever was found before.
+    pub fn assign(&self, netns: NetnsId, pod: &PodUid) {
+        self.lock().insert(netns, pod.clone());
+    }
+
+    /// Takes a namespace that was found; false if it is another pod's.
+    #[must_use]
+    pub fn claim(&self, netns: NetnsId, pod: &PodUid) -> bool {
+        self.lock().entry(netns).or_insert_with(|| pod.clone()) == pod
+    }
+
+    /// The pod holds it no more.
+    pub fn release(&self, netns: NetnsId, pod: &PodUid) {
+        let mut holders = self.lock();
+        if holders.get(&netns) == Some(pod) {
+            holders.remove(&netns);
+        }
+    }
+
+    /// The namespaces of all other pods.
+    #[must_use]
+    pub fn others(&self, pod: &PodUid) -> HashSet<NetnsId> {
+        self.lock().iter().filter(|(_, holder)| *holder != pod).map(|(netns, _)| *netns).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NetnsId, PodUid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks through every namespace that has a name or a process, for one that owns all the addresses and is not `taken`.
+/// Blocks; takes a moment on a busy node.
 ///
 /// # Errors
 /// [`FindError`].
-pub fn by_address(addresses: &[IpAddr]) -> Result<Netns, FindError> {
+pub fn by_address(addresses: &[IpAddr], taken: &HashSet<NetnsId>) -> Result<Netns, FindError> {
     let first = *addresses.first().ok_or(FindError::NoAddress)?;
     let own = netns::open(Path::new("/proc/self/ns/net")).and_then(|own| netns::id(own.as_fd()));
     let own = own.map_err(FindError::Own)?;
-    let mut seen = BTreeSet::from([(own.device, own.inode)]);
+    let mut seen = HashSet::from([own]);
     let mut found = None;
     for path in candidates() {
         let Ok(netns) = Netns::open(&path) else { continue };
-        if !seen.insert((netns.id.device, netns.id.inode)) || !has(netns.as_fd(), addresses) {
+        if taken.contains(&netns.id) || !seen.insert(netns.id) || !has_all(netns.as_fd(), addresses) {
             continue;
         }
         if found.replace(netns).is_some() {
@@ -89,20 +127,24 @@ pub fn by_address(addresses: &[IpAddr]) -> Result<Netns, FindError> {
     found.ok_or(FindError::None(first))
 }
 
-/// Whether a namespace owns one of the addresses.
+/// Whether a namespace owns all of the addresses, and there are some.
 #[must_use]
-pub fn has(netns: BorrowedFd<'_>, addresses: &[IpAddr]) -> bool {
+pub fn has_all(netns: BorrowedFd<'_>, addresses: &[IpAddr]) -> bool {
     let owned = netns::on_thread(netns, owned_addresses).unwrap_or_default();
-    addresses.iter().any(|address| owned.contains(&address.to_canonical()))
+    !addresses.is_empty() && addresses.iter().all(|address| owned.contains(&address.to_canonical()))
 }
 
-/// Names first: they outlive any process and are stable across the agent's restarts.
+/// Names first: they outlive any process and are stable across the agent's restarts. Of processes only those in the
+/// agent's own user namespace: in one of its own making anybody can make a network namespace with any address.
 fn candidates() -> impl Iterator<Item = PathBuf> {
     let entries = |directory| fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_process = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()))
     };
-    entries(NAMED).chain(entries(PROCESSES).filter(is_process).map(|process| process.join("ns/net")))
+    let own = fs::read_link("/proc/self/ns/user").ok();
+    let is_ours = move |process: &PathBuf| own.is_some() && fs::read_link(process.join("ns/user")).ok() == own;
+    let processes = entries(PROCESSES).filter(is_process).filter(is_ours);
+    entries(NAMED).chain(processes.map(|process| process.join("ns/net")))
 }
 
 /// Of the namespace that this thread is in, without those of loopback interfaces, which every namespace has.
@@ -114,4 +156,31 @@ fn owned_addresses() -> BTreeSet<IpAddr> {
         v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
     });
     addresses.filter(|address| !address.is_loopback()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_one_holder_and_the_runtime_decides() {
+        let (holders, netns) = (Holders::default(), NetnsId { device: 4, inode: 7 });
+        let [old, new] = ["old", "new"].map(PodUid::new);
+        assert!(holders.claim(netns, &old) && holders.claim(netns, &old));
+        assert!(!holders.claim(netns, &new));
+        assert_eq!(holders.others(&new), [netns].into());
+        assert!(holders.others(&old).is_empty());
+        holders.assign(netns, &new);
+        holders.release(netns, &old);
+        assert!(!holders.claim(netns, &old), "the former holder gives nothing free");
+        holders.release(netns, &new);
+        assert!(holders.claim(netns, &old));
+    }
+
+    #[test]
+    fn without_addresses_nothing_is_found() {
+        let own = Netns::open(Path::new("/proc/self/ns/net")).unwrap();
+        assert!(!has_all(own.as_fd(), &[]));
+        assert!(matches!(by_address(&[], &HashSet::new()), Err(FindError::NoAddress)));
+    }
 }

@@ -13,7 +13,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{UnixListener, UnixStream},
     sync::{Semaphore, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use underpass_enrolment::plugin::{
     Attachment, Command, Link, MAX_LINE, PluginFailure, PluginRequest, PluginResponse, Pod,
@@ -97,7 +97,7 @@ impl PluginServer {
         let response = match PluginRequest::from_line(&line) {
             Ok(request) => {
                 let (command, container) = (request.command, request.container_id.clone());
-                let response = self.respond(request).await;
+                let response = self.respond(request, Instant::now()).await;
                 if let Some(failure) = &response.error {
                     tracing::warn!(?command, container, %failure, "the CNI plugin gets an error");
                 }
@@ -110,8 +110,9 @@ impl PluginServer {
         timeout(PATIENCE, writing.shutdown()).await?
     }
 
-    /// Does as asked. Every branch bounds its own time.
-    pub async fn respond(&self, request: PluginRequest) -> PluginResponse {
+    /// Does as asked at some time. Every branch bounds its own time.
+    pub async fn respond(&self, request: PluginRequest, received: Instant) -> PluginResponse {
+        let deadline = self.pods.deadline(received, patience(request.deadline_ms));
         let attachment = Attachment { container_id: request.container_id, ifname: request.ifname };
         let outcome = match (request.command, request.pod) {
             (Command::Gc, _) => {
@@ -123,7 +124,7 @@ impl PluginServer {
             (Command::Del, pod) => {
                 let known = self.pods.of_attachment(&attachment).or_else(|| self.uid(pod.as_ref()));
                 if let Some(uid) = known {
-                    self.pods.delete(&uid, Some(attachment)).await;
+                    self.pods.delete(&uid, attachment, request.netns.into()).await;
                 }
                 Ok(false)
             }
@@ -134,10 +135,12 @@ impl PluginServer {
             (Command::Add | Command::Check, Some(pod)) if NEVER_ENROLLED.contains(&pod.namespace.as_str()) => Ok(false),
             (Command::Add, Some(pod)) => {
                 let (netns, addresses) = (request.netns.into(), request.addresses);
-                let sandbox = Sandbox { attachment, netns, addresses, patience: patience(request.deadline_ms) };
+                let sandbox = Sandbox { attachment, netns, addresses, deadline };
                 self.with_uid(&pod, |uid| async move { self.pods.add(&uid, sandbox).await }).await
             }
-            (Command::Check, Some(pod)) => self.with_uid(&pod, |uid| async move { self.pods.check(&uid).await }).await,
+            (Command::Check, Some(pod)) => {
+                self.with_uid(&pod, |uid| async move { self.pods.check(&uid, attachment, deadline).await }).await
+            }
         };
         match outcome {
             Ok(enrolled) => PluginResponse::done(enrolled),
@@ -155,7 +158,8 @@ impl PluginServer {
         }
     }
 
-    /// The object's uid, because a static pod's runtime knows it under another; else what the runtime says.
+    /// The object's uid, because a static pod's runtime knows it under another, and no runtime knows that of an object
+    /// which was written without one; else what the runtime says.
     fn uid(&self, pod: Option<&Pod>) -> Option<PodUid> {
         let pod = pod?;
         let objects = self.objects.borrow().objects.clone();
@@ -163,7 +167,7 @@ impl PluginServer {
         let known = object.and_then(|object| pod::uid(object));
         let said = Some(pod.uid.as_str()).filter(|uid| !uid.is_empty()).map(PodUid::new);
         match (known, said) {
-            (Some(known), Some(said)) if known != said && !is_mirror(object?) => Some(said),
+            (Some(known), Some(said)) if known != said && !is_named_otherwise(object?) => Some(said),
             (Some(known), _) => Some(known),
             (None, said) => said,
         }
@@ -175,8 +179,9 @@ fn patience(deadline_ms: u64) -> Option<Duration> {
     (deadline_ms > 0).then(|| Duration::from_millis(deadline_ms) * 9 / 10)
 }
 
-/// Whether an object only mirrors a pod that the kubelet read from a file.
-fn is_mirror(pod: &k8s_openapi::api::core::v1::Pod) -> bool {
+/// Whether the runtime cannot know the object's uid: it only mirrors a pod that the kubelet read from a file, or has none.
+fn is_named_otherwise(pod: &k8s_openapi::api::core::v1::Pod) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
-    annotations.is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"))
+    let mirrors = annotations.is_some_and(|annotations| annotations.contains_key("kubernetes.io/config.mirror"));
+    mirrors || !pod::has_own_uid(pod)
 }

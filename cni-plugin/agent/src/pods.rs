@@ -14,8 +14,9 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
+    time::{Instant, timeout_at},
 };
 use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
 use underpass_model::PodUid;
@@ -24,6 +25,7 @@ use underpass_runtime::tasks;
 
 use crate::{
     facts::PodFacts,
+    find::Holders,
     memory::{Memory, Remembered},
     program::Programmer,
     proxies::Proxies,
@@ -43,8 +45,29 @@ pub struct Shared {
     pub memory: Memory,
     /// Where captured pods are reported.
     pub status: StatusDirectory,
+    /// Which pod holds which network namespace.
+    pub holders: Holders,
+    /// How many namespaces are programmed at once.
+    pub gates: Gates,
     /// How long things may take.
     pub limits: Limits,
+}
+
+/// Each `nft` takes a processor for milliseconds; more of them at once than processors only make all of them late.
+#[derive(Clone, Debug)]
+pub struct Gates {
+    /// For whatever programs a namespace.
+    programming: Arc<Semaphore>,
+    /// Before it, for routine looks: pods that start overtake them.
+    looking: Arc<Semaphore>,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        let gate = |places: usize| Arc::new(Semaphore::new(places.max(1)));
+        Self { programming: gate(processors), looking: gate(processors / 2) }
+    }
 }
 
 /// How long things may take.
@@ -62,6 +85,8 @@ pub struct Limits {
     pub reconcile: Duration,
     /// After the first failure, and at most after many.
     pub retry: (Duration, Duration),
+    /// Without any node proxy, before the captured connections of a leaving pod are taken for ended.
+    pub absence: Duration,
     /// Between the disappearance of a pod's object and giving the pod up without a DEL.
     pub orphan: Duration,
 }
@@ -75,6 +100,7 @@ impl Default for Limits {
             farewell: Duration::from_secs(2),
             reconcile: Duration::from_secs(30),
             retry: (Duration::from_millis(100), Duration::from_secs(30)),
+            absence: Duration::from_secs(10),
             orphan: Duration::from_secs(5),
         }
     }
@@ -92,18 +118,29 @@ pub struct Sandbox {
     pub netns: PathBuf,
     /// The addresses it was given.
     pub addresses: Vec<std::net::IpAddr>,
-    /// How long the runtime waits for the answer, if it said so.
-    pub patience: Option<Duration>,
+    /// By when the runtime must have the answer.
+    pub deadline: Instant,
 }
 
 /// What the container runtime wants of a pod's task.
 #[derive(Debug)]
 enum Command {
     Add(Sandbox, oneshot::Sender<Outcome>),
-    Check(oneshot::Sender<Outcome>),
-    /// Without an attachment: whatever sandbox there is.
-    Delete(Option<Attachment>, oneshot::Sender<()>),
+    Check(Attachment, oneshot::Sender<Outcome>),
+    /// The path of the sandbox's network namespace may be empty.
+    Delete(Attachment, PathBuf, oneshot::Sender<()>),
 }
+
+/// What a pod's task is told of its object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Told {
+    facts: Option<PodFacts>,
+    /// Whether every manifest can be read, so that what is missing is missing.
+    readable: bool,
+}
+
+/// What a pod's task is at, in the words of the answer to whoever cannot wait for its end.
+type Stage = Arc<Mutex<PluginFailure>>;
 
 /// All pods of this node.
 #[derive(Debug)]
@@ -115,8 +152,9 @@ pub struct Pods {
 #[derive(Debug)]
 struct Handle {
     commands: mpsc::Sender<Command>,
-    facts: watch::Sender<Option<PodFacts>>,
+    told: watch::Sender<Told>,
     attachment: Arc<Mutex<Option<Attachment>>>,
+    stage: Stage,
     task: JoinHandle<()>,
 }
 
@@ -126,54 +164,72 @@ const QUEUE: usize = 16;
 impl Pods {
     /// Takes up what was remembered; the objects say soon whether it still holds.
     #[must_use]
-    pub fn restore(shared: Shared, facts: BTreeMap<PodUid, PodFacts>) -> Self {
+    pub fn restore(shared: Shared, facts: BTreeMap<PodUid, PodFacts>, readable: bool) -> Self {
         let pods = Self { shared: Arc::new(shared), tasks: Mutex::default() };
         for (uid, remembered) in pods.shared.memory.all() {
-            let facts = facts.get(&uid).cloned();
-            pods.lock().insert(uid.clone(), pods.spawn(uid, facts, remembered));
+            let told = Told { facts: facts.get(&uid).cloned(), readable };
+            pods.lock().insert(uid.clone(), pods.spawn(uid, told, Some(remembered)));
         }
-        pods.update(facts);
+        pods.update(facts, readable);
         pods
     }
 
-    /// Tells every pod what its object says now.
-    pub fn update(&self, facts: BTreeMap<PodUid, PodFacts>) {
+    /// Tells every pod what its object says now, and whether all that is written can be read.
+    pub fn update(&self, facts: BTreeMap<PodUid, PodFacts>, readable: bool) {
         let mut tasks = self.lock();
         tasks.retain(|_, handle| !handle.commands.is_closed());
         for (uid, handle) in tasks.iter() {
             let new = facts.get(uid);
-            handle.facts.send_if_modified(|old| {
-                let differs = old.as_ref() != new;
+            handle.told.send_if_modified(|old| {
+                let differs = old.facts.as_ref() != new || old.readable != readable;
                 if differs {
-                    *old = new.cloned();
+                    *old = Told { facts: new.cloned(), readable };
                 }
                 differs
             });
         }
         for (uid, facts) in facts {
-            tasks.entry(uid).or_insert_with_key(|uid| self.spawn(uid.clone(), Some(facts), Remembered::default()));
+            tasks
+                .entry(uid)
+                .or_insert_with_key(|uid| self.spawn(uid.clone(), Told { facts: Some(facts), readable }, None));
         }
+    }
+
+    /// By when a request that came at that time must be answered, if its sender waits for so long.
+    #[must_use]
+    pub fn deadline(&self, received: Instant, patience: Option<Duration>) -> Instant {
+        let most = self.shared.limits.enrol;
+        received + patience.map_or(most, |patience| patience.min(most))
     }
 
     /// A pod starts: captured, if it is enrolled, when this returns true.
     ///
     /// # Errors
-    /// [`PluginFailure`] names the link that is missing.
+    /// [`PluginFailure`] names the link that is missing, also when the deadline comes first.
     pub async fn add(&self, uid: &PodUid, sandbox: Sandbox) -> Outcome {
-        self.ask(uid, true, |reply| Command::Add(sandbox, reply)).await
+        let deadline = sandbox.deadline;
+        let added = timeout_at(deadline, self.ask(uid, true, |reply| Command::Add(sandbox, reply))).await;
+        added.unwrap_or_else(|_| Err(self.stage(uid)))
     }
 
     /// Whether a pod has what its ADD gave it.
     ///
     /// # Errors
-    /// [`PluginFailure`] names the link that is missing.
-    pub async fn check(&self, uid: &PodUid) -> Outcome {
-        self.ask(uid, false, Command::Check).await
+    /// [`PluginFailure`] names the link that is missing, also when the deadline comes first.
+    pub async fn check(&self, uid: &PodUid, attachment: Attachment, deadline: Instant) -> Outcome {
+        let checked = timeout_at(deadline, self.ask(uid, false, |reply| Command::Check(attachment, reply))).await;
+        checked.unwrap_or_else(|_| Err(self.stage(uid)))
     }
 
     /// A sandbox ends; its peers know when this returns, or its time was up.
-    pub async fn delete(&self, uid: &PodUid, attachment: Option<Attachment>) {
-        let _done = self.ask(uid, false, |reply| Command::Delete(attachment, reply)).await;
+    pub async fn delete(&self, uid: &PodUid, attachment: Attachment, netns: PathBuf) {
+        let _done = self.ask(uid, false, |reply| Command::Delete(attachment, netns, reply)).await;
+    }
+
+    /// What a pod's task is at.
+    fn stage(&self, uid: &PodUid) -> PluginFailure {
+        let stage = self.lock().get(uid).map(|handle| Arc::clone(&handle.stage));
+        stage.map_or_else(no_such_pod, |stage| stage.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// The pod of a sandbox.
@@ -191,7 +247,7 @@ impl Pods {
             attached.filter(|(_, a)| !valid.contains(&(a.container_id.clone(), a.ifname.clone()))).collect()
         };
         for (uid, attachment) in gone {
-            self.delete(&uid, Some(attachment)).await;
+            self.delete(&uid, attachment, PathBuf::new()).await;
         }
     }
 
@@ -215,7 +271,7 @@ impl Pods {
             let mut tasks = self.lock();
             let lives = tasks.get(uid).is_some_and(|handle| !handle.commands.is_closed());
             if !lives && create {
-                tasks.insert(uid.clone(), self.spawn(uid.clone(), None, Remembered::default()));
+                tasks.insert(uid.clone(), self.spawn(uid.clone(), Told::default(), None));
             }
             tasks.get(uid).map(|handle| handle.commands.clone())
         };
@@ -227,13 +283,13 @@ impl Pods {
         answer.await.unwrap_or_else(|_| T::no_task())
     }
 
-    fn spawn(&self, uid: PodUid, facts: Option<PodFacts>, remembered: Remembered) -> Handle {
+    fn spawn(&self, uid: PodUid, told: Told, remembered: Option<Remembered>) -> Handle {
         let (commands, received) = mpsc::channel(QUEUE);
-        let (facts, told) = watch::channel(facts);
+        let (tell, told) = watch::channel(told);
         let task = PodTask::new(Arc::clone(&self.shared), uid, told, received, remembered);
-        let attachment = task.attachment();
+        let (attachment, stage) = (task.attachment(), task.stage());
         let task = tasks::spawn("pod", task.run());
-        Handle { commands, facts, attachment, task }
+        Handle { commands, told: tell, attachment, stage, task }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PodUid, Handle>> {
@@ -254,8 +310,12 @@ trait NoTask {
 
 impl NoTask for Outcome {
     fn no_task() -> Self {
-        Err(PluginFailure { link: Link::Pod, message: "the agent knows no such pod".to_owned() })
+        Err(no_such_pod())
     }
+}
+
+fn no_such_pod() -> PluginFailure {
+    PluginFailure { link: Link::Attachment, message: "the agent knows no such pod".to_owned() }
 }
 
 impl NoTask for () {

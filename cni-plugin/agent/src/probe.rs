@@ -7,7 +7,8 @@ use std::{
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
@@ -25,9 +26,24 @@ use underpass_model::AddressPair;
 #[derive(Clone, Debug)]
 pub struct Prober {
     kubelet: Arc<Kubelet>,
+    known: Arc<Known>,
     /// Each look-up takes a blocking thread for microseconds.
     turns: Arc<Semaphore>,
 }
+
+/// The kubelets that were found by name; looking through all processes takes too long for every question.
+#[derive(Debug, Default)]
+pub struct Known(Mutex<Option<(Instant, Vec<Process>)>>);
+
+/// A process; its number alone may come to mean another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Process {
+    path: PathBuf,
+    started: u64,
+}
+
+/// After so long, others may have started.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How the kubelet's process is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,14 +75,14 @@ impl Prober {
     /// Answers for a kubelet that is found that way.
     #[must_use]
     pub fn new(kubelet: Kubelet) -> Self {
-        Self { kubelet: Arc::new(kubelet), turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        Self { kubelet: Arc::new(kubelet), known: Arc::default(), turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// Who made a connection; a kernel that cannot be asked counts as knowing nobody, which grants nothing.
     pub async fn origin(&self, connection: AddressPair) -> Origin {
         let Ok(_turn) = self.turns.acquire().await else { return Origin::Forwarded };
-        let kubelet = Arc::clone(&self.kubelet);
-        let origin = tokio::task::spawn_blocking(move || kubelet.origin(connection)).await;
+        let (kubelet, known) = (Arc::clone(&self.kubelet), Arc::clone(&self.known));
+        let origin = tokio::task::spawn_blocking(move || kubelet.origin(connection, &known)).await;
         match origin {
             Ok(Ok(origin)) => origin,
             Ok(Err(error)) => {
@@ -83,41 +99,88 @@ impl Kubelet {
     ///
     /// # Errors
     /// [`ProbeError`].
-    pub fn origin(&self, connection: AddressPair) -> Result<Origin, ProbeError> {
+    pub fn origin(&self, connection: AddressPair, known: &Known) -> Result<Origin, ProbeError> {
         Ok(match inode(connection.client, connection.server)? {
             None => Origin::Forwarded,
             // Nobody holds the socket any more.
             Some(0) => Origin::Gone,
-            Some(inode) if self.holds(inode) => Origin::Kubelet,
+            Some(inode) if self.holds(inode, known) => Origin::Kubelet,
             Some(_) => Origin::Host,
         })
     }
 
-    fn holds(&self, inode: u32) -> bool {
+    fn holds(&self, inode: u32, known: &Known) -> bool {
         let link = PathBuf::from(format!("socket:[{inode}]"));
-        self.processes().iter().any(|process| {
+        self.processes(known).iter().any(|process| {
             let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
             descriptors.into_iter().any(|descriptor| fs::read_link(descriptor.path()).is_ok_and(|to| to == link))
         })
     }
 
-    fn processes(&self) -> Vec<PathBuf> {
+    fn processes(&self, known: &Known) -> Vec<PathBuf> {
         match self {
             Self::PidFile(path) => {
                 let pid = fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
                 pid.map(|pid| Path::new(PROCESSES).join(pid.to_string())).into_iter().collect()
             }
-            Self::ByName => {
-                let own = fs::read_link("/proc/self/ns/net").ok();
-                let is_kubelet = |process: &PathBuf| {
-                    let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
-                    KUBELETS.contains(&name.trim()) && fs::read_link(process.join("ns/net")).ok() == own
-                };
-                let entries = fs::read_dir(PROCESSES).into_iter().flatten().flatten().map(|entry| entry.path());
-                entries.filter(is_kubelet).collect()
-            }
+            Self::ByName => known.current(),
         }
     }
+}
+
+impl Known {
+    /// The kubelets that run now.
+    fn current(&self) -> Vec<PathBuf> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let still_true = |(looked, processes): &(Instant, Vec<Process>)| {
+            looked.elapsed() < LOOK_AGAIN
+                && processes.iter().all(|process| start_of(&process.path) == Some(process.started))
+        };
+        if !known.as_ref().is_some_and(still_true) {
+            *known = Some((Instant::now(), kubelets()));
+        }
+        known.iter().flat_map(|(_, processes)| processes).map(|process| process.path.clone()).collect()
+    }
+}
+
+/// Processes with a kubelet's name, in the agent's own network namespace and not in a pod: a pod on the host's network
+/// can call its processes what it likes.
+fn kubelets() -> Vec<Process> {
+    let own = fs::read_link("/proc/self/ns/net").ok();
+    let is_kubelet = |process: &PathBuf| {
+        let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        KUBELETS.contains(&name.trim())
+            && fs::read_link(process.join("ns/net")).ok() == own
+            && fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroups| !is_in_pod(&cgroups))
+    };
+    let entries = fs::read_dir(PROCESSES).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(is_kubelet).filter_map(|path| Some(Process { started: start_of(&path)?, path })).collect()
+}
+
+/// When a process started, in ticks since the machine did.
+fn start_of(process: &Path) -> Option<u64> {
+    started(&fs::read_to_string(process.join("stat")).ok()?)
+}
+
+/// Field 22 of a process's `stat`; its name, which may hold anything, ends with the last parenthesis.
+fn started(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether one of a process's control groups is that of a pod. Seen from a pod's own cgroup namespace the path may
+/// begin below `kubepods`, so a pod's own group is known by its form, too.
+fn is_in_pod(cgroups: &str) -> bool {
+    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let mut groups = paths.flat_map(|path| path.split('/'));
+    groups.any(|group| group.contains("kubepods") || is_pods_group(group))
+}
+
+/// `pod` and a uid: 36 characters of hexadecimal digits and dashes, or as many or fewer without.
+fn is_pods_group(group: &str) -> bool {
+    let uid = group.strip_prefix("pod").unwrap_or_default();
+    let allowed = |byte: u8| byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'_');
+    (32..=36).contains(&uid.len()) && uid.bytes().all(allowed)
 }
 
 /// The inode of the socket with exactly these ends, as its owner sees them; 0 once it is closed.
@@ -188,16 +251,19 @@ mod tests {
         for listen in ["127.0.0.1:0", "[::1]:0"] {
             let (listener, client, pair) = connection(listen);
             fs::write(&pid_file, std::process::id().to_string()).unwrap();
-            assert_eq!(Kubelet::PidFile(pid_file.clone()).origin(pair).unwrap(), Origin::Kubelet);
+            assert_eq!(Kubelet::PidFile(pid_file.clone()).origin(pair, &Known::default()).unwrap(), Origin::Kubelet);
             fs::write(&pid_file, "1").unwrap();
-            assert_eq!(Kubelet::PidFile(pid_file.clone()).origin(pair).unwrap(), Origin::Host);
-            assert_eq!(Kubelet::PidFile(directory.path().join("none")).origin(pair).unwrap(), Origin::Host);
-            assert_eq!(Kubelet::ByName.origin(pair).unwrap(), Origin::Host);
+            assert_eq!(Kubelet::PidFile(pid_file.clone()).origin(pair, &Known::default()).unwrap(), Origin::Host);
+            assert_eq!(
+                Kubelet::PidFile(directory.path().join("none")).origin(pair, &Known::default()).unwrap(),
+                Origin::Host
+            );
+            assert_eq!(Kubelet::ByName.origin(pair, &Known::default()).unwrap(), Origin::Host);
             drop(client);
-            assert_eq!(Kubelet::ByName.origin(pair).unwrap(), Origin::Gone);
+            assert_eq!(Kubelet::ByName.origin(pair, &Known::default()).unwrap(), Origin::Gone);
             drop(listener);
             let nobody = AddressPair { client: "192.0.2.1:1".parse().unwrap(), server: "192.0.2.2:2".parse().unwrap() };
-            assert_eq!(Kubelet::ByName.origin(nobody).unwrap(), Origin::Forwarded);
+            assert_eq!(Kubelet::ByName.origin(nobody, &Known::default()).unwrap(), Origin::Forwarded);
         }
     }
 
@@ -209,6 +275,55 @@ mod tests {
             std::net::IpAddr::V6(_) => address,
         };
         pair = AddressPair { client: dressed(pair.client), server: dressed(pair.server) };
-        assert_eq!(Kubelet::ByName.origin(pair).unwrap(), Origin::Host);
+        assert_eq!(Kubelet::ByName.origin(pair, &Known::default()).unwrap(), Origin::Host);
+    }
+
+    #[test]
+    fn a_process_in_a_pod_is_no_kubelet() {
+        let uid = "0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f";
+        for (cgroups, in_pod) in [
+            ("0::/system.slice/kubelet.service\n".to_owned(), false),
+            ("0::/\n".to_owned(), false),
+            ("0::/../../../system.slice/kubelet.service\n".to_owned(), false),
+            ("0::/user.slice/podman-1.scope\n".to_owned(), false),
+            (format!("0::/kubepods.slice/kubepods-pod{}.slice/cri-containerd-1.scope\n", uid.replace('-', "_")), true),
+            (format!("0::/kubepods/burstable/pod{uid}/1\n"), true),
+            (format!("0::/../../pod{uid}/1\n"), true),
+            (format!("12:cpu,cpuacct:/kubepods/pod{uid}/1\n1:name=systemd:/system.slice\n"), true),
+            ("1:name=systemd:/system.slice/kubelet.service\n0::/\n".to_owned(), false),
+        ] {
+            assert_eq!(is_in_pod(&cgroups), in_pod, "{cgroups}");
+        }
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_known_whatever_its_name() {
+        let stat = |name: &str| {
+            format!("7 ({name}) S {} 4711 0 0", (4..22).map(|n| n.to_string()).collect::<Vec<_>>().join(" "))
+        };
+        for name in ["kubelet", ") S 1 2 3", "a b (c)"] {
+            assert_eq!(started(&stat(name)), Some(4711), "{name}");
+        }
+        assert!(start_of(Path::new("/proc/self")).is_some());
+        assert_eq!(started("7 (kubelet) S 1"), None);
+    }
+
+    #[test]
+    fn what_is_known_is_looked_at_again_when_a_process_has_gone() {
+        let gone = Process { path: PathBuf::from("/proc/self"), started: 0 };
+        let known = Known(Mutex::new(Some((Instant::now(), vec![gone]))));
+        assert!(!known.current().contains(&PathBuf::from("/proc/self")), "another process has its number now");
+    }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        proptest! {
+            #[test]
+            fn arbitrary_texts_of_the_kernel_never_panic(text in ".*") {
+                let _start = super::super::started(&text);
+                let _pod = super::super::is_in_pod(&text);
+            }
+        }
     }
 }

@@ -16,7 +16,7 @@ use underpass_enrolment::netns;
 
 use crate::{
     exclusions::Exclusions,
-    redirect::{Families, Phase, Redirect, Ruleset, TABLE, Verified},
+    redirect::{Phase, Redirect, Ruleset, TABLE, Verified},
 };
 pub use nft::NftError;
 pub use route::RouteError;
@@ -64,7 +64,6 @@ pub enum Mended {
 
 /// Tunnels are exempt from tracking, but a packet of theirs can still be seen mid-way when rules come and go.
 const LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
-const IPV6_OFF: &str = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
 
 impl Programmer {
     /// Uses this `nft`.
@@ -79,7 +78,7 @@ impl Programmer {
     /// [`ProgramError`] names the step; earlier steps stay done.
     pub fn apply(&self, netns: BorrowedFd<'_>, exclusions: &Exclusions, phase: Phase) -> Result<(), ProgramError> {
         let apply = || {
-            let ruleset = Redirect { exclusions: exclusions.clone(), families: families(), phase }.ruleset();
+            let ruleset = Redirect { exclusions: exclusions.clone(), phase }.ruleset();
             self.write(&ruleset)
         };
         netns::on_thread(netns, apply).map_err(ProgramError::Enter)?
@@ -91,11 +90,10 @@ impl Programmer {
     /// As [`Programmer::apply`].
     pub fn mend(&self, netns: BorrowedFd<'_>, exclusions: &Exclusions, phase: Phase) -> Result<Mended, ProgramError> {
         let mend = || {
-            let families = families();
-            let ruleset = Redirect { exclusions: exclusions.clone(), families, phase }.ruleset();
+            let ruleset = Redirect { exclusions: exclusions.clone(), phase }.ruleset();
             match self.compare(&ruleset)? {
                 Verified::Differs(difference) => self.write(&ruleset).map(|()| Mended::Repaired(difference)),
-                Verified::Matches if route::ensure(families).map_err(ProgramError::Route)? => {
+                Verified::Matches if route::ensure().map_err(ProgramError::Route)? => {
                     Ok(Mended::Repaired("the reply route was missing".to_owned()))
                 }
                 Verified::Matches => Ok(Mended::Intact),
@@ -114,8 +112,7 @@ impl Programmer {
         exclusions: &Exclusions,
         phase: Phase,
     ) -> Result<Verified, ProgramError> {
-        let verify =
-            || self.compare(&Redirect { exclusions: exclusions.clone(), families: families(), phase }.ruleset());
+        let verify = || self.compare(&Redirect { exclusions: exclusions.clone(), phase }.ruleset());
         netns::on_thread(netns, verify).map_err(ProgramError::Enter)?
     }
 
@@ -126,14 +123,14 @@ impl Programmer {
     pub fn remove(&self, netns: BorrowedFd<'_>) -> Result<(), ProgramError> {
         let remove = || {
             nft::apply(&self.nft, Ruleset::removal()).map_err(ProgramError::Rules)?;
-            route::remove(families()).map_err(ProgramError::Route)
+            route::remove().map_err(ProgramError::Route)
         };
         netns::on_thread(netns, remove).map_err(ProgramError::Enter)?
     }
 
     /// Routes first: rules whose marks led nowhere would lose replies.
     fn write(&self, ruleset: &Ruleset) -> Result<(), ProgramError> {
-        route::ensure(families()).map_err(ProgramError::Route)?;
+        route::ensure().map_err(ProgramError::Route)?;
         nft::apply(&self.nft, ruleset.batch()).map_err(ProgramError::Rules)?;
         // Only now: the file is there once something refers to connection tracking.
         fs::write(LIBERAL, "1").map_err(|source| ProgramError::Sysctl { path: LIBERAL, source })?;
@@ -148,13 +145,5 @@ impl Programmer {
             Some(listing) => Ok(ruleset.verify(&listing)),
             None => Ok(Verified::Differs("the table is missing".to_owned())),
         }
-    }
-}
-
-/// Of the namespace that this thread is in.
-fn families() -> Families {
-    match fs::read_to_string(IPV6_OFF) {
-        Ok(off) if off.trim() == "0" => Families::Both,
-        Ok(_) | Err(_) => Families::V4,
     }
 }

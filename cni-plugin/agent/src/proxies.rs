@@ -13,9 +13,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 use underpass_enrolment::{
     node::{ListeningSocket, ReleaseReason, ToProxy},
+    plugin::{Link, PluginFailure},
     zds::WorkloadInfo,
 };
 use underpass_model::PodUid;
@@ -68,13 +72,15 @@ struct Served {
     netns: Option<Arc<Netns>>,
     listeners: Vec<(u16, OwnedFd)>,
     accepted: Option<(SessionId, Result<(), String>)>,
-    ready: Option<Result<(), String>>,
+    ready: Option<(SessionId, Result<(), String>)>,
     live: BTreeMap<SessionId, u64>,
     released: BTreeSet<SessionId>,
 }
 
 /// Requests that may wait for a proxy; each is a pod's name.
 const QUEUE: usize = 4096;
+/// What is captured may live as long as it wants.
+const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Default for Proxies {
     fn default() -> Self {
@@ -101,74 +107,97 @@ impl Proxies {
         self.notify();
     }
 
+    /// What keeps a pod from being served by a connected proxy with a certificate; nothing if that is what it has.
+    #[must_use]
+    pub fn lacks(&self, uid: &PodUid) -> Option<PluginFailure> {
+        let state = self.lock();
+        let missing = |link, message: &str| Some(PluginFailure { link, message: message.to_owned() });
+        if state.zds.is_empty() {
+            return missing(Link::Proxy, "no node proxy is connected");
+        }
+        match state.accepted(uid) {
+            None => missing(Link::Listeners, "the node proxy has not acknowledged the pod yet"),
+            Some(Err(why)) => missing(Link::Listeners, why),
+            Some(Ok(())) if state.is_ready(uid) => None,
+            Some(Ok(())) => match state.ready(uid) {
+                Some(Err(why)) => missing(Link::Certificate, why),
+                Some(Ok(())) | None => missing(Link::Certificate, "the node proxy has no certificate yet"),
+            },
+        }
+    }
+
     /// Whether proxies were asked to serve a pod.
     #[must_use]
     pub fn serves(&self, uid: &PodUid) -> bool {
         self.lock().served.contains_key(uid)
     }
 
-    /// Whether a proxy is connected.
-    #[must_use]
-    pub fn is_connected(&self) -> bool {
-        !self.lock().zds.is_empty()
-    }
-
-    /// Waits for the proxy's answer to [`Proxies::serve_pod`].
+    /// Waits until a connected proxy serves the pod and has its certificate. A proxy without `node.sock` cannot say the
+    /// latter, so its word is not awaited.
     ///
     /// # Errors
-    /// What the proxy says is wrong.
-    pub async fn accepted(&self, uid: &PodUid) -> Result<(), String> {
-        self.when(|state| state.served.get(uid)?.accepted.as_ref().map(|(_, outcome)| outcome.clone())).await
+    /// Why the proxy cannot serve the pod.
+    pub async fn served(&self, uid: &PodUid) -> Result<(), String> {
+        let check = |state: &mut State| match state.accepted(uid)? {
+            Err(why) => Some(Err(why.clone())),
+            Ok(()) => state.is_ready(uid).then_some(Ok(())),
+        };
+        self.when(check).await
     }
 
     /// Completes when a proxy said that it cannot serve a pod.
     pub async fn refused(&self, uid: &PodUid) -> String {
-        self.when(|state| state.served.get(uid)?.accepted.as_ref()?.1.as_ref().err().cloned()).await
+        self.when(|state| state.accepted(uid)?.as_ref().err().cloned()).await
     }
 
-    /// Waits until the pod's certificate is there. A proxy without `node.sock` cannot say, so its word is not awaited.
-    pub async fn ready(&self, uid: &PodUid) {
-        let check = |state: &mut State| {
-            let ready = state.node.is_empty() || matches!(state.served.get(uid)?.ready, Some(Ok(())));
-            ready.then_some(())
-        };
-        self.when(check).await;
+    /// Tells every proxy that a deleted pod leaves, also those that connect meanwhile, and waits until all have
+    /// released it. Unbounded: `deadline` is for the proxies.
+    pub async fn release(&self, uid: &PodUid, deadline: Duration) {
+        let mut farewell = self.farewell(uid, ReleaseReason::Deleted, deadline);
+        self.when(|state| {
+            if !state.served.contains_key(uid) {
+                return Some(());
+            }
+            farewell.tell(state);
+            let served = state.served.get(uid)?;
+            state.node.iter().all(|node| served.released.contains(&node.id)).then_some(())
+        })
+        .await;
     }
 
-    /// Why the pod's certificate is not there, if a proxy said so.
-    #[must_use]
-    pub fn not_ready(&self, uid: &PodUid) -> Option<String> {
-        self.lock().served.get(uid)?.ready.clone()?.err()
+    /// Tells every proxy that a pod is captured no more, also those that connect meanwhile, and waits until the last
+    /// captured connection has ended. A proxy that is away may have such connections still when it is back; none for
+    /// `absence` means that there are none. Unbounded otherwise.
+    pub async fn drained(&self, uid: &PodUid, absence: Duration) {
+        let mut farewell = self.farewell(uid, ReleaseReason::Unenrolled, NO_DEADLINE);
+        loop {
+            let drained = self.when(|state| {
+                if !state.served.contains_key(uid) {
+                    return Some(true);
+                }
+                farewell.tell(state);
+                let served = state.served.get(uid)?;
+                if state.node.is_empty() {
+                    return Some(false);
+                }
+                state.node.iter().all(|node| served.live.get(&node.id) == Some(&0)).then_some(true)
+            });
+            if drained.await {
+                return;
+            }
+            let back = self.when(|state| (!state.node.is_empty()).then_some(()));
+            if timeout(absence, back).await.is_err() {
+                return;
+            }
+        }
     }
 
-    /// Tells every proxy that a pod leaves, also those that connect meanwhile, and waits until none has anything of
-    /// it left. Unbounded: `deadline` is for the proxies.
-    pub async fn release(&self, uid: &PodUid, reason: ReleaseReason, deadline: Duration) {
+    fn farewell(&self, uid: &PodUid, reason: ReleaseReason, deadline: Duration) -> Farewell {
         if let Some(served) = self.lock().served.get_mut(uid) {
             served.live.clear();
             served.released.clear();
         }
-        let mut asked = BTreeSet::new();
-        let check = |state: &mut State| {
-            for node in &state.node {
-                let message = ToProxy::Release { pod: uid.clone(), reason, deadline };
-                if !asked.contains(&node.id) && node.tell.try_send(message).is_ok() {
-                    asked.insert(node.id);
-                }
-            }
-            let Some(served) = state.served.get(uid) else { return Some(()) };
-            let done = |node: &NodeSession| match reason {
-                ReleaseReason::Deleted => served.released.contains(&node.id),
-                ReleaseReason::Unenrolled => served.live.get(&node.id) == Some(&0),
-            };
-            state.node.iter().all(done).then_some(())
-        };
-        self.when(check).await;
-    }
-
-    /// Completes when a proxy has connected. One that speaks `node.sock` has connected there before.
-    pub async fn any_connected(&self) {
-        self.when(|state| (!state.zds.is_empty()).then_some(())).await;
+        Farewell { pod: uid.clone(), reason, deadline, told: BTreeSet::new() }
     }
 
     /// Tells every proxy to stop serving a pod at once, gives up its listeners, and waits for the answers.
@@ -180,9 +209,13 @@ impl Proxies {
             }
             let ask = |session: &ZdsSession| {
                 let (answer, answered) = oneshot::channel();
-                session.asks.try_send(Ask::Del(uid.clone(), answer)).ok().map(|()| answered)
+                session.asks.try_send(Ask::Del(uid.clone(), answer)).map(|()| answered).map_err(|_| session.id)
             };
-            state.zds.iter().filter_map(ask).collect()
+            let (answers, lost): (Vec<_>, Vec<_>) = state.zds.iter().map(ask).partition(Result::is_ok);
+            for session in lost.into_iter().filter_map(Result::err) {
+                state.end_zds(session);
+            }
+            answers.into_iter().flatten().collect()
         };
         self.notify();
         for answer in answers {
@@ -196,12 +229,13 @@ impl Proxies {
     pub fn report(&self) -> serde_json::Value {
         let state = self.lock();
         let pods = state.served.iter().map(|(uid, served)| {
-            let accepted = served.accepted.as_ref().map(|(_, outcome)| outcome.clone());
+            let accepted = served.accepted.as_ref().map(|(_, outcome)| outcome);
+            let ready = served.ready.as_ref().map(|(_, outcome)| outcome);
             serde_json::json!({
                 "uid": uid.as_str(),
                 "listeners": served.listeners.iter().map(|(port, _)| port).collect::<Vec<_>>(),
                 "accepted": accepted,
-                "ready": served.ready,
+                "ready": ready,
             })
         });
         serde_json::json!({ "zds": state.zds.len(), "node": state.node.len(), "pods": pods.collect::<Vec<_>>() })
@@ -234,12 +268,64 @@ impl State {
         self.last_session
     }
 
-    fn ask_newest(&self, uid: &PodUid) {
+    fn ask_newest(&mut self, uid: &PodUid) {
         if let Some(newest) = self.zds.last()
             && newest.asks.try_send(Ask::Add(uid.clone())).is_err()
         {
-            tracing::warn!(pod.uid = %uid, "too many requests wait for the node proxy; the pod is tried again later");
+            self.end_zds(newest.id);
         }
+    }
+
+    /// Too much waits for a proxy, or it has gone. When it connects again, greeting and snapshot give it everything.
+    fn end_zds(&mut self, id: SessionId) {
+        tracing::warn!(session = id, "a node proxy does not keep up; its session is ended, so that it begins anew");
+        self.forget_zds(id);
+    }
+
+    fn forget_zds(&mut self, id: SessionId) {
+        let before = self.zds.len();
+        self.zds.retain(|session| session.id != id);
+        let ended = self.zds.len() != before;
+        let served_only_here = |served: &Served| served.accepted.as_ref().is_none_or(|(session, _)| *session == id);
+        // An older proxy has never been given the listeners of these pods. Its session ends too: when it connects
+        // again, greeting and snapshot give it everything.
+        if ended && self.served.values().any(served_only_here) {
+            drop(self.zds.pop());
+        }
+    }
+
+    /// What a proxy that is still connected said of a pod.
+    fn accepted(&self, uid: &PodUid) -> Option<&Result<(), String>> {
+        let (session, outcome) = self.served.get(uid)?.accepted.as_ref()?;
+        self.zds.iter().any(|zds| zds.id == *session).then_some(outcome)
+    }
+
+    fn ready(&self, uid: &PodUid) -> Option<&Result<(), String>> {
+        let (session, outcome) = self.served.get(uid)?.ready.as_ref()?;
+        self.node.iter().any(|node| node.id == *session).then_some(outcome)
+    }
+
+    fn is_ready(&self, uid: &PodUid) -> bool {
+        self.node.is_empty() || self.ready(uid).is_some_and(Result::is_ok)
+    }
+}
+
+/// What every proxy is told once about the end of a pod's capture.
+struct Farewell {
+    pod: PodUid,
+    reason: ReleaseReason,
+    deadline: Duration,
+    told: BTreeSet<SessionId>,
+}
+
+impl Farewell {
+    /// A proxy whose messages cannot be queued is ended: it hears when it connects again.
+    fn tell(&mut self, state: &mut State) {
+        let Self { pod, reason, deadline, told } = self;
+        state.node.retain(|node| {
+            let message = ToProxy::Release { pod: pod.clone(), reason: *reason, deadline: *deadline };
+            told.contains(&node.id) || (node.tell.try_send(message).is_ok() && told.insert(node.id))
+        });
     }
 }
 
@@ -261,5 +347,77 @@ impl Served {
         let duplicate =
             |(port, socket): &(u16, OwnedFd)| Ok(ListeningSocket { port: *port, socket: socket.try_clone()? });
         self.listeners.iter().map(duplicate).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info() -> WorkloadInfo {
+        WorkloadInfo { name: "web".into(), namespace: "shop".into(), service_account: "web".into() }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_takes_no_more_requests_is_ended_so_that_it_begins_anew() {
+        let (proxies, first) = (Proxies::default(), PodUid::new("0"));
+        let (_, mut asks, _) = proxies.open_zds();
+        for n in 0..QUEUE {
+            proxies.serve_pod(&PodUid::new(&n.to_string()), info(), None);
+        }
+        assert_eq!(proxies.lock().zds.len(), 1);
+        proxies.withdraw(&first).await;
+        assert!(proxies.lock().zds.is_empty() && !proxies.serves(&first));
+        while let Some(ask) = asks.recv().await {
+            assert!(matches!(ask, Ask::Add(_)), "what was asked before is all that is left");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_proxy_captured_connections_count_as_ended_after_a_while_only() {
+        let (proxies, pod) = (Proxies::default(), PodUid::new("a"));
+        proxies.serve_pod(&pod, info(), None);
+        let absence = Duration::from_secs(10);
+        let begun = tokio::time::Instant::now();
+        proxies.drained(&pod, absence).await;
+        assert!(begun.elapsed() >= absence);
+
+        let (tell, mut outbox) = mpsc::channel(8);
+        let (id, _) = proxies.open_node(tell);
+        assert!(timeout(absence * 10, proxies.drained(&pod, absence)).await.is_err(), "it has said nothing");
+        assert!(matches!(outbox.recv().await, Some(ToProxy::Release { reason: ReleaseReason::Unenrolled, .. })));
+        let say = |connections| {
+            proxies.note(&pod, |served| {
+                served.live.insert(id, connections);
+            });
+        };
+        let drained = proxies.drained(&pod, absence);
+        tokio::pin!(drained);
+        assert!(timeout(absence, &mut drained).await.is_err());
+        say(1);
+        assert!(timeout(absence * 10, &mut drained).await.is_err());
+        say(0);
+        assert!(timeout(absence, &mut drained).await.is_ok());
+    }
+
+    #[test]
+    fn only_the_word_of_a_connected_proxy_counts() {
+        let (proxies, pod) = (Proxies::default(), PodUid::new("a"));
+        proxies.serve_pod(&pod, info(), None);
+        let lacks = || proxies.lacks(&pod).map(|failure| failure.link);
+        assert_eq!(lacks(), Some(Link::Proxy));
+        let (node, _) = proxies.open_node(mpsc::channel(8).0);
+        let (zds, _asks, _) = proxies.open_zds();
+        assert_eq!(lacks(), Some(Link::Listeners));
+        proxies.note(&pod, |served| served.accepted = Some((zds, Ok(()))));
+        assert_eq!(lacks(), Some(Link::Certificate));
+        proxies.note(&pod, |served| served.ready = Some((node, Ok(()))));
+        assert_eq!(lacks(), None);
+        proxies.close_node(node);
+        let (_again, _) = proxies.open_node(mpsc::channel(8).0);
+        assert_eq!(lacks(), Some(Link::Certificate), "another proxy has not said so");
+        proxies.close_zds(zds);
+        let (_again, _asks, _) = proxies.open_zds();
+        assert_eq!(lacks(), Some(Link::Listeners));
     }
 }

@@ -140,7 +140,7 @@ async fn a_running_pod_is_enrolled_and_let_go_when_its_label_changes() {
     agent.objects(&[running(false)]);
     eventually("leaving", || agent.reported("uid-web") == Some(CaptureState::Leaving)).await;
     assert!(rules(&world.pod, Phase::Captured), "captured until peers know");
-    assert!(proxy.hears_nothing());
+    proxy.hears_nothing().await;
     let generation = agent.status().read().unwrap().reports[&PodUid::new("uid-web")].generation;
     agent.status().answer_withdrawn(&PodUid::new("uid-web"), generation).unwrap();
 
@@ -151,6 +151,8 @@ async fn a_running_pod_is_enrolled_and_let_go_when_its_label_changes() {
     // Nothing comes of it: a question that is answered later shows that the agent has heard.
     probe(&agent, &mut proxy, 7).await;
     assert!(rules(&world.pod, Phase::Draining), "a captured connection lives");
+    world.pod.nft("flush chain inet underpass mark_output");
+    eventually("mended", || rules(&world.pod, Phase::Draining)).await;
     proxy.live("web", 0).await;
     proxy.until(del("uid-web")).await;
     eventually("forgotten", || agent.reported("uid-web").is_none()).await;
@@ -249,7 +251,7 @@ async fn of_two_proxies_the_newest_serves_and_both_are_told_of_the_end() {
 
     assert_eq!(agent.add("late", &other.pod).await, PluginResponse::done(true));
     assert_eq!(new.event().await, add("uid-late"));
-    assert!(old.hears_nothing());
+    old.hears_nothing().await;
     assert_eq!(agent.delete("web").await, PluginResponse::done(false));
     for proxy in [&mut old, &mut new] {
         proxy.until(release("uid-web", ReleaseReason::Deleted)).await;
@@ -291,9 +293,12 @@ async fn a_deleted_pod_is_released_and_nothing_of_it_stays() {
     proxy.until(release("uid-web", ReleaseReason::Deleted)).await;
     proxy.until(del("uid-web")).await;
     assert_eq!(agent.reported("uid-web"), None);
-    assert!(!std::fs::read_to_string(agent.path("state/pods.json")).unwrap().contains("uid-web"));
     assert_eq!(agent.proxy().await.given, Vec::<String>::new());
     assert_eq!(agent.delete("web").await, PluginResponse::done(false), "twice is fine");
+    // That it had its end is known until its object goes.
+    agent.objects(&[]);
+    let memory = || std::fs::read_to_string(agent.path("state/pods.json")).unwrap();
+    eventually("forgotten", || !memory().contains("uid-web")).await;
 }
 
 #[tokio::test]
@@ -323,7 +328,8 @@ async fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
     proxy.until(add("uid-web")).await;
     // The old one's end comes late and changes nothing.
     agent.delete("web").await;
-    assert_eq!(agent.check("web", &next.pod).await, PluginResponse::done(true));
+    let check = PluginRequest { command: Command::Check, ..second };
+    assert_eq!(agent.plugin(&check).await, PluginResponse::done(true));
 }
 
 #[tokio::test]
@@ -398,6 +404,194 @@ async fn probes_are_told_from_other_connections() {
     let agent = Agent::started().await;
     let mut proxy = agent.proxy().await;
     probe(&agent, &mut proxy, 41).await;
+}
+
+#[tokio::test]
+async fn a_captured_pod_counts_as_such_only_while_a_proxy_serves_it() {
+    let (world, mut agent) = (World::new(), Agent::started().await);
+    agent.objects(&[object("web", true)]);
+    let proxy = agent.proxy().await;
+    assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
+    proxy.dies().await;
+    assert_eq!(link(&agent.add("web", &world.pod).await), Some(Link::Proxy));
+
+    // As after a reboot: what is remembered is no namespace any more.
+    agent.stop().await;
+    let state = agent.path("state/pods.json");
+    let mut memory: serde_json::Value = serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    memory["pods"]["uid-web"]["netns"]["inode"] = 1.into();
+    memory["pods"]["uid-web"]["addresses"] = serde_json::json!(["192.0.2.77"]);
+    std::fs::write(&state, memory.to_string()).unwrap();
+    world.pod.nft("delete table inet underpass");
+    agent.start().await;
+    let silent = Proxy::connect(&agent, Manner { silent: true, ..Manner::default() }).await;
+    assert_eq!(link(&agent.add("web", &world.pod).await), Some(Link::Listeners));
+    assert_eq!(agent.reported("uid-web"), None, "what stood before the reboot is gone");
+    silent.dies().await;
+    let _proxy = agent.proxy().await;
+    assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
+    assert!(rules(&world.pod, Phase::Captured));
+}
+
+#[tokio::test]
+async fn an_answer_comes_within_what_the_runtime_allows() {
+    let (world, agent) = (World::new(), Agent::started().await);
+    agent.objects(&[object("web", true)]);
+    let _proxy = Proxy::connect(&agent, Manner { silent: true, ..Manner::default() }).await;
+    let begun = Instant::now();
+    let add = PluginRequest { deadline_ms: 300, ..request(Command::Add, "web", &world.pod.path(), &[]) };
+    assert_eq!(link(&agent.plugin(&add).await), Some(Link::Listeners));
+    assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_pod_from_before_the_agent_ends_with_its_own_sandbox_only() {
+    let (world, agent) = (World::new(), Agent::started().await);
+    agent.objects(&[ObjectOf { address: Some(world.pod.v4), ..object("web", true) }]);
+    let mut proxy = agent.proxy().await;
+    eventually("captured", || agent.reported("uid-web") == Some(CaptureState::Captured)).await;
+    proxy.until(add("uid-web")).await;
+    for netns in [std::path::Path::new(""), &world.outside.path()] {
+        agent.plugin(&request(Command::Del, "web", netns, &[])).await;
+        assert_eq!(agent.check("web", &world.pod).await, PluginResponse::done(true), "{}", netns.display());
+    }
+    agent.plugin(&request(Command::Del, "web", &world.pod.path(), &[])).await;
+    proxy.until(del("uid-web")).await;
+    // It is not found again, though its namespace and address are still there.
+    proxy.hears_nothing().await;
+    assert_eq!(agent.reported("uid-web"), None);
+}
+
+#[tokio::test]
+async fn two_pods_never_take_one_namespace() {
+    let (world, agent) = (World::new(), Agent::started().await);
+    let late = ObjectOf { address: Some(world.pod.v4), ..object("late", true) };
+    agent.objects(&[object("web", true), late]);
+    let mut proxy = agent.proxy().await;
+    // The runtime says whose it is, whatever was found before.
+    assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
+    let _other = agent.delete("web").await;
+    proxy.until(del("uid-web")).await;
+    eventually("found", || agent.reported("uid-late") == Some(CaptureState::Captured)).await;
+}
+
+#[tokio::test]
+async fn a_broken_manifest_at_the_start_takes_nothing_away() {
+    let (world, mut agent) = (World::new(), Agent::started().await);
+    agent.objects(&[object("web", true)]);
+    let proxy = agent.proxy().await;
+    assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
+    let list = agent.path("run/enrolled-namespaces");
+    eventually("written", || std::fs::read_to_string(&list).is_ok_and(|text| text == "meshed\n")).await;
+    agent.stop().await;
+    proxy.dies().await;
+    std::fs::write(agent.path("objects/all.yaml"), "kind: [").unwrap();
+    agent.start().await;
+    let mut proxy = agent.proxy().await;
+    proxy.until(Event::SnapshotSent).await;
+    proxy.hears_nothing().await;
+    assert_eq!(agent.reported("uid-web"), Some(CaptureState::Captured));
+    assert!(rules(&world.pod, Phase::Captured));
+    assert_eq!(std::fs::read_to_string(&list).unwrap(), "meshed\n");
+    assert_eq!(link(&agent.add("web", &world.pod).await), Some(Link::Pod), "nobody can say");
+    agent.objects(&[]);
+    proxy.until(del("uid-web")).await;
+}
+
+#[tokio::test]
+async fn a_pod_waits_for_the_object_of_its_namespace() {
+    let (world, other, agent) = (World::new(), World::new(), Agent::started().await);
+    let _proxy = agent.proxy().await;
+    let pod = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: later, uid: uid-{name}}}\nspec: {{nodeName: {}, serviceAccountName: account, containers: []}}\n",
+            agent::NODE
+        )
+    };
+    let write = |file: &str, text: &str| {
+        underpass_objects::files::write(&agent.path(&format!("objects/{file}.yaml")), text.as_bytes(), 0o644).unwrap();
+    };
+    write("web", &pod("web"));
+    let place = |name: &str, place: &world::Place| PluginRequest {
+        pod: Some(underpass_enrolment::plugin::Pod {
+            namespace: "later".into(),
+            name: name.into(),
+            uid: String::new(),
+        }),
+        ..request(Command::Add, name, &place.path(), &place.addresses())
+    };
+    // Everything can be read, so there is no such namespace.
+    eventually_known(&agent, "later", "web").await;
+    assert_eq!(agent.plugin(&place("web", &world.pod)).await, PluginResponse::done(false));
+    write("late", &pod("late"));
+    eventually_known(&agent, "later", "late").await;
+    let late = place("late", &other.pod);
+    let (answer, ()) = tokio::join!(agent.plugin(&late), async {
+        write(
+            "namespace",
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: later, labels: {underpass.dev/mesh: enabled}}\n",
+        );
+    });
+    assert_eq!(answer, PluginResponse::done(true));
+}
+
+/// Until the agent knows a pod's uid, which the runtime does not say here.
+async fn eventually_known(agent: &Agent, namespace: &str, name: &str) {
+    let pod = underpass_enrolment::plugin::Pod { namespace: namespace.into(), name: name.into(), uid: String::new() };
+    let check = PluginRequest { pod: Some(pod), ..request(Command::Check, name, "".as_ref(), &[]) };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while link(&agent.plugin(&check).await).is_some() {
+        assert!(Instant::now() < deadline, "{name} is never known");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_away_may_still_have_captured_connections() {
+    let (world, mut agent) = (World::new(), Agent::stopped());
+    agent.limits.absence = Duration::from_secs(20);
+    agent.limits.withdrawn = Duration::from_millis(50);
+    agent.start().await;
+    agent.objects(&[object("web", true)]);
+    let mut proxy = agent.proxy().await;
+    assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
+    agent.objects(&[object("web", false)]);
+    proxy.until(release("uid-web", ReleaseReason::Unenrolled)).await;
+    proxy.dies().await;
+    let mut proxy = agent.proxy().await;
+    proxy.until(release("uid-web", ReleaseReason::Unenrolled)).await;
+    proxy.live("web", 1).await;
+    probe(&agent, &mut proxy, 7).await;
+    assert!(rules(&world.pod, Phase::Draining), "nothing is taken away while the proxy is away or busy");
+    proxy.live("web", 0).await;
+    proxy.until(del("uid-web")).await;
+    eventually("forgotten", || agent.reported("uid-web").is_none()).await;
+}
+
+#[tokio::test]
+async fn a_namespace_that_outlives_its_pods_object_is_left_without_rules() {
+    let (world, agent) = (World::new(), Agent::started().await);
+    agent.objects(&[object("web", true)]);
+    let mut proxy = agent.proxy().await;
+    assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
+    agent.objects(&[]);
+    proxy.until(del("uid-web")).await;
+    assert!(!rules(&world.pod, Phase::Captured) && !rules(&world.pod, Phase::Draining));
+}
+
+#[tokio::test]
+async fn sandboxes_are_told_apart() {
+    let (world, agent) = (World::new(), Agent::started().await);
+    agent.objects(&[object("web", true)]);
+    let mut proxy = agent.proxy().await;
+    assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
+    let check = request(Command::Check, "web", &world.pod.path(), &[]);
+    let other = PluginRequest { container_id: "other".into(), ..check };
+    assert_eq!(link(&agent.plugin(&other).await), Some(Link::Attachment));
+    // A runtime that does not say which pod ends.
+    let nameless = PluginRequest { pod: None, ..request(Command::Del, "web", "".as_ref(), &[]) };
+    assert_eq!(agent.plugin(&nameless).await, PluginResponse::done(false));
+    proxy.until(del("uid-web")).await;
 }
 
 /// Asks who made a connection of this very process, once as nobody and once as the kubelet.

@@ -11,7 +11,7 @@
 mod world;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
@@ -404,13 +404,18 @@ fn a_step_that_fails_is_named() {
 }
 
 #[test]
-fn a_namespace_is_found_by_its_address_and_not_by_another() {
-    let world = World::new();
-    let address = world.pod.v4;
-    let found = underpass_agent::find::by_address(&[address]).unwrap();
-    assert_eq!(found.path, world.pod.path());
-    assert!(underpass_agent::find::has(found.netns.as_fd(), &[address]));
-    assert!(!underpass_agent::find::has(world.outside.netns.as_fd(), &[address]));
-    assert!(underpass_agent::find::by_address(&["192.0.2.77".parse().unwrap()]).is_err());
-    assert!(underpass_agent::find::by_address(&[]).is_err());
+fn a_namespace_is_found_by_all_its_addresses_and_by_no_other() {
+    use underpass_agent::find::{by_address, has_all};
+    let (world, free) = (World::new(), HashSet::new());
+    let (pod, outside) = (&world.pod, &world.outside);
+    for addresses in [&[pod.v4][..], &[pod.v6], &pod.addresses()] {
+        let found = by_address(addresses, &free).unwrap();
+        assert_eq!(found.path, pod.path());
+        assert!(has_all(found.netns.as_fd(), addresses));
+        assert!(!has_all(outside.netns.as_fd(), addresses));
+        assert!(by_address(addresses, &[found.id].into()).is_err(), "another pod holds it");
+    }
+    for addresses in [&[pod.v4, outside.v6][..], &[pod.v4, "192.0.2.77".parse().unwrap()], &[]] {
+        assert!(by_address(addresses, &free).is_err(), "{addresses:?}");
+    }
 }

@@ -17,6 +17,9 @@ use crate::{
     wait::eventually,
 };
 
+/// What the network namespaces of the node agent's own tests begin with.
+const AGENT_TESTS: &str = "upa-";
+
 /// A running lab. Several values may stand for the same one; all its state is on disk.
 #[derive(Clone, Debug)]
 pub struct Lab {
@@ -123,6 +126,23 @@ impl Lab {
         names.dedup();
         names.retain(|name| check_name(name).is_ok());
         names
+    }
+
+    /// The labs that somebody started by hand, those of tests left out.
+    #[must_use]
+    pub fn names_by_hand() -> Vec<String> {
+        let of_a_test = |name: &String| Self::attach(name).is_ok_and(|lab| lab.options.owner.is_some());
+        Self::names().into_iter().filter(|name| !of_a_test(name)).collect()
+    }
+
+    /// A number that no lab has: 0 if it is free, else one far from those of tests, which count from 1.
+    #[must_use]
+    pub fn free_number() -> u8 {
+        let labs = Self::names().into_iter().filter_map(|name| Self::attach(&name).ok());
+        let taken: Vec<u8> = labs.map(|lab| lab.options.number).collect();
+        let candidates = std::iter::once(0).chain((1..topology::NUMBERS).rev());
+        // With more labs than numbers two of them share one, which only confuses an agent that lost its memory.
+        candidates.into_iter().find(|number| !taken.contains(number)).unwrap_or_default()
     }
 
     /// Removes everything of a lab: programs, namespaces, files. Also what a crash left; tells whether there was any.
@@ -288,7 +308,9 @@ impl ScopedLab {
             remove_orphans();
         }
         let mut options = Options::new(&format!("t{pid}x{number}"))?;
-        options.number = 1 + u8::try_from(number % u32::from(topology::NUMBERS - 1))?;
+        // Test runs that go on at the same time should differ, too.
+        let somewhere = std::process::id().wrapping_mul(31).wrapping_add(number);
+        options.number = 1 + u8::try_from(somewhere % u32::from(topology::NUMBERS - 1))?;
         options.owner = start_time(pid).map(|started| (pid, started));
         change(&mut options);
         Lab::up(options).map(Self)
@@ -319,6 +341,18 @@ fn remove_orphans() {
         let owner = Lab::attach(&name).ok().and_then(|lab| lab.options.owner);
         if owner.is_some_and(|(pid, started)| start_time(pid) != Some(started)) {
             Lab::down(&name).ok();
+        }
+    }
+    remove_strays();
+}
+
+/// Removes network namespaces of the node agent's own tests whose process is no more: `upa-PLACE-PROCESS-NUMBER`.
+fn remove_strays() {
+    for name in netns::named(AGENT_TESTS) {
+        let process = name.rsplit('-').nth(1).and_then(|pid| pid.parse().ok());
+        if process.is_some_and(|pid| start_time(pid).is_none()) {
+            end_all(&netns::processes(&name).unwrap_or_default());
+            netns::remove(&name).ok();
         }
     }
 }

@@ -1,15 +1,15 @@
 """Calls an HTTP server again and again, a new connection each time, and counts what fails; beside that it may keep one
-connection to a Redis server in use. Ends on SIGTERM and prints one line of JSON.
+connection to a Redis server in use. Ends on SIGTERM, or when whoever started it has ended, and prints one line of JSON.
 
 usage: load.py HOST PORT CALLERS [REDIS_HOST REDIS_PORT]
 """
-import json, signal, socket, sys, threading, time
+import json, os, signal, socket, sys, threading, time
 
 host, port, callers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 stop = threading.Event()
 lock = threading.Lock()
 report = {"calls": 0, "failures": [], "longest_ms": 0.0, "exchanges": 0, "long_connection": None}
-TIMEOUT = 10
+TIMEOUT = 20
 
 
 def call():
@@ -66,7 +66,11 @@ if len(sys.argv) > 5:
     threads.append(threading.Thread(target=keep_one_connection))
 for thread in threads:
     thread.start()
+parent = os.getppid()
 print("running", flush=True)
+while not stop.wait(0.2):
+    if os.getppid() != parent:
+        stop.set()
 for thread in threads:
     thread.join()
 print(json.dumps(report), flush=True)

@@ -55,8 +55,15 @@ impl Lab {
             argv.extend([host.as_str(), port.as_str()]);
         }
         let process = self.spawn(from, name, &argv)?;
-        process.wait_for_output("running", Duration::from_secs(10))?;
+        process.wait_for_output("running", Duration::from_secs(30))?;
         Ok(Load { process })
+    }
+}
+
+impl Drop for Load {
+    /// Whoever gives up in the middle leaves no callers behind.
+    fn drop(&mut self) {
+        self.process.signal(Signal::SIGTERM).ok();
     }
 }
 
@@ -72,7 +79,7 @@ impl Load {
     /// If its report cannot be had.
     pub fn finish(self) -> Result<LoadReport> {
         self.process.signal(Signal::SIGTERM)?;
-        until(Duration::from_secs(15), "the load to end", || !self.process.is_alive())?;
+        until(Duration::from_secs(30), "the load to end", || !self.process.is_alive())?;
         let output = self.process.output();
         let line = output.lines().rfind(|line| line.starts_with('{'));
         serde_json::from_str(line.with_context(|| format!("the load ended without a report: {output}"))?)

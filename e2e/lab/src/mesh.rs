@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a program of the mesh may take until it serves.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 
 /// A program of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]

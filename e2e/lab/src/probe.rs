@@ -50,7 +50,7 @@ impl Lab {
     pub fn probe(&self, node: &str, probe: &Probe) -> Result<ProbeAnswer> {
         let socket = self.paths().node(node).join("prober.sock");
         let mut stream = UnixStream::connect(&socket).context("connecting to the prober")?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         writeln!(stream, "{}", serde_json::to_string(probe)?)?;
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).context("reading the prober's answer")?;

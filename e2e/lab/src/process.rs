@@ -177,6 +177,15 @@ impl Process {
         until(GRACE, &format!("{} to end", self.name), || !self.is_alive()).or_else(|_| self.kill())
     }
 
+    /// How many descriptors it has open.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn descriptors(&self) -> Result<usize> {
+        let directory = format!("/proc/{}/fd", self.pid);
+        Ok(fs::read_dir(&directory).with_context(|| format!("reading {directory}"))?.count())
+    }
+
     /// Its output so far.
     #[must_use]
     pub fn output(&self) -> String {

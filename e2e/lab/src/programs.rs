@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     lab::Lab,
+    netns,
     place::{Place, PodName, check_label},
     process::{self, Output, Process},
 };
@@ -25,6 +26,14 @@ impl Lab {
     /// If it cannot be started. How it ended is in the output.
     pub fn run(&self, place: impl Into<Place>, argv: &[&str], timeout: Duration) -> Result<Output> {
         process::run(self.exec(place, argv), None, timeout)
+    }
+
+    /// Does something at a place, on a thread of its own; sockets made there stay there.
+    ///
+    /// # Errors
+    /// If there is no such place, or what `work` says.
+    pub fn inside<T: Send>(&self, place: impl Into<Place>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        netns::inside(&self.paths().namespace(&place.into()), work)
     }
 
     /// Starts a program at a place in the background; its output goes to a log of that name.

@@ -14,7 +14,9 @@ fn captured_pods_reach_each_other_over_ipv6_encrypted() {
     }
     let wire = wire.finish().unwrap();
     assert!(!wire.shows("six-on-the-wire"));
-    assert!(wire.of(world.far.v6().unwrap()).on_port(HBONE_PORT).bytes() > 0 || wire.on_port(HBONE_PORT).bytes() > 0);
+    let between = wire.of(own).of(world.far.v6().unwrap());
+    assert!(between.on_port(HBONE_PORT).bytes() > 0, "no tunnel between the IPv6 addresses: {wire:?}");
+    assert_eq!(between.on_port(8080).segments, []);
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! The mesh's own ports in a pod serve nobody who dials them by hand.
 
-use underpass_e2e::{SHORT, World, call, inbound, world};
-use underpass_lab::eventually;
-use underpass_model::names::{HBONE_PORT, OWN_PORTS};
+use std::net::SocketAddr;
+
+use anyhow::ensure;
+use serde_json::Value;
+use underpass_e2e::{MESH, SHORT, World, alone, call, inbound, said, server, world};
+use underpass_lab::{Lab, PodSpec, Program, eventually, until};
+use underpass_model::names::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, OWN_PORTS};
 
 #[test]
 fn calls_to_our_own_ports_are_refused() {
@@ -11,25 +15,61 @@ fn calls_to_our_own_ports_are_refused() {
     for from in [&world.client, &world.plain_client] {
         for port in OWN_PORTS {
             let seen = call(&world.lab, from.place(), "outcome", (&address, port)).unwrap();
-            // Port 15008 takes anyone's connection, and ends it when no certificate comes.
-            let allowed: &[&str] =
-                if port == HBONE_PORT { &["refused", "reset", "closed"] } else { &["refused", "reset"] };
-            let tls_alert = port == HBONE_PORT && seen.starts_with("answered b'\\x15\\x03");
-            assert!(allowed.contains(&&*seen) || tls_alert, "{} to {address}:{port}: {seen}", from.name);
+            let right = match port {
+                HBONE_PORT => ends_without_certificate(&seen),
+                _ => ["refused", "reset"].contains(&&*seen),
+            };
+            assert!(right, "{} to {address}:{port}: {seen}", from.name);
         }
     }
 }
 
 #[test]
-fn a_pod_calling_its_own_capture_ports_does_not_loop() {
-    let world = world();
-    let own = world.client.v4().unwrap().to_string();
-    for host in ["127.0.0.1", &own] {
-        for port in OWN_PORTS {
-            let seen = call(&world.lab, world.client.place(), "outcome", (host, port)).unwrap();
-            assert!(!seen.starts_with("silent"), "{host}:{port}: {seen}");
+fn a_pod_dialling_its_own_capture_ports_is_refused_and_nothing_loops() {
+    let lab = alone().unwrap();
+    let pod = server(&lab, &PodSpec::new("node-a", MESH, "client")).unwrap();
+    let outcome = |host: &str, port: u16| call(&lab, pod.place(), "outcome", (host, port)).unwrap();
+    let proxy = lab.program(&Program::node_proxy("node-a")).unwrap();
+    let own = [pod.v4().unwrap().to_string(), pod.v6().unwrap().to_string()];
+    outcome("127.0.0.1", OUTBOUND_PORT);
+    let before = proxy.descriptors().unwrap();
+    for host in ["127.0.0.1", "::1", &own[0], &own[1]] {
+        for port in [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT] {
+            for _ in 0..4 {
+                assert_eq!(outcome(host, port), "reset", "{host}:{port}");
+            }
+            let address = SocketAddr::new(host.parse().unwrap(), port).to_string();
+            eventually(SHORT, "an access line for each, and no more", || {
+                let lines = refused(&lab, port)?;
+                let count = lines.iter().filter(|line| said(line, "error").contains(&address)).count();
+                ensure!(count >= 4, "{count} on {address}: {lines:#?}");
+                Ok(())
+            })
+            .unwrap();
         }
+        let tls = outcome(host, HBONE_PORT);
+        assert!(ends_without_certificate(&tls), "{host}:{HBONE_PORT}: {tls}");
     }
+    let dials = 1 + 4 * 2 * 4;
+    let lines: usize =
+        [OUTBOUND_PORT, INBOUND_PLAINTEXT_PORT].map(|port| refused(&lab, port).unwrap().len()).iter().sum();
+    assert_eq!(lines, dials, "a dial was carried further");
+    until(SHORT, "the proxy to have given every descriptor back", || {
+        proxy.descriptors().is_ok_and(|after| after <= before)
+    })
+    .unwrap();
+}
+
+/// The lines of the access log on dials to one of our ports that were refused as such.
+fn refused(lab: &Lab, port: u16) -> anyhow::Result<Vec<Value>> {
+    let end = format!(":{port} was dialled directly, which only the rules may do");
+    let lines = lab.access_log("node-a")?.into_iter();
+    Ok(lines.filter(|line| said(line, "reason") == "own_port" && said(line, "error").contains(&end)).collect())
+}
+
+/// Port 15008 takes anyone's connection, and ends it when no certificate comes.
+fn ends_without_certificate(seen: &str) -> bool {
+    ["reset", "closed"].contains(&seen) || seen.starts_with("answered b'\\x15\\x03")
 }
 
 #[test]

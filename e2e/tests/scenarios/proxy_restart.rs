@@ -1,9 +1,8 @@
 //! A node proxy dies: its pods' listeners stay, so that calls only wait for the next one.
 
-use std::time::Duration;
-
-use underpass_e2e::{MESH, alone, get, server, wait_authenticated};
-use underpass_lab::{PodSpec, Program};
+use anyhow::ensure;
+use underpass_e2e::{LONG, MESH, SHORT, alone, begin, identity_of, inbound, said, server, wait_authenticated};
+use underpass_lab::{PodSpec, Program, eventually, until};
 
 #[test]
 fn a_call_made_while_the_proxy_is_away_waits_for_the_next_one() {
@@ -11,16 +10,37 @@ fn a_call_made_while_the_proxy_is_away_waits_for_the_next_one() {
     let client = server(&lab, &PodSpec::new("node-a", MESH, "client")).unwrap();
     let far = server(&lab, &PodSpec::new("node-b", MESH, "far")).unwrap();
     wait_authenticated(&lab, &client, &far).unwrap();
-    let url = format!("http://{}:8080/", far.v4().unwrap());
-    for node in ["node-a", "node-b"] {
+    let host = far.v4().unwrap().to_string();
+    // Into node-b's pod, or out of node-a's: both need the dead proxy. Each has a port of its own, to be told apart by.
+    let calls = [("node-a", "listens_first", 8082, "220 far"), ("node-b", "outcome", 8081, "answered b'x\\n'")];
+    for (node, what, port, answer) in calls {
         lab.kill_program(&Program::node_proxy(node)).unwrap();
-        std::thread::scope(|scope| {
-            // From a place that needs the dead proxy: into node-b's pod, or out of node-a's.
-            let call = scope.spawn(|| get(&lab, client.place(), &url));
-            std::thread::sleep(Duration::from_millis(300));
-            lab.start_program(&Program::node_proxy(node)).unwrap();
-            call.join().unwrap().unwrap_or_else(|error| panic!("proxy of {node}: {error:#}"));
-        });
+        let call = begin(&lab, client.place(), &format!("waits-for-{node}"), what, (&host, port)).unwrap();
+        eventually(SHORT, "the kernel to have taken the connection", || {
+            let filter = format!("dport = :{port}");
+            let argv = ["ss", "-Htn", "state", "established", &filter];
+            let established = lab.run(client.place(), &argv, SHORT)?.ok()?;
+            ensure!(established.contains(&host), "{node}: {established:?}, the caller: {}", call.output());
+            Ok(())
+        })
+        .unwrap();
+        let on_this_port = || {
+            let lines = inbound(&lab, &far, &client).unwrap();
+            lines.into_iter().filter(|line| said(line, "dst.addr").ends_with(&format!(":{port}"))).collect::<Vec<_>>()
+        };
+        assert!(call.is_alive() && call.output().is_empty(), "it did not wait: {}", call.output());
+        assert_eq!(on_this_port(), [] as [serde_json::Value; 0]);
+
+        lab.start_program(&Program::node_proxy(node)).unwrap();
+        until(LONG, "the call to end", || !call.is_alive()).unwrap();
+        assert!(call.output().starts_with(answer), "proxy of {node}: {}", call.output());
+        eventually(SHORT, "the call to have come with an identity", || {
+            let lines = on_this_port();
+            let names: Vec<&str> = lines.iter().map(|line| said(line, "src.identity")).collect();
+            ensure!(names == [identity_of(&client)], "{lines:#?}");
+            Ok(())
+        })
+        .unwrap();
         wait_authenticated(&lab, &client, &far).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use underpass_e2e::{PLAIN, SHORT, call, get, server, world};
+use underpass_e2e::{PLAIN, SHORT, call, get, said, server, world};
 use underpass_lab::{PodSpec, eventually};
 
 #[test]
@@ -30,7 +30,15 @@ fn a_port_without_a_name_for_its_target_means_itself() {
 fn a_port_that_the_service_has_not_is_not_served() {
     let world = world();
     let seen = call(&world.lab, world.client.place(), "outcome", ("10.96.0.20", 81)).unwrap();
-    assert!(["refused", "reset"].contains(&&*seen) || seen.starts_with("error"), "{seen}");
+    // The client's own proxy had to accept before it could know.
+    assert_eq!(seen, "reset");
+    eventually(SHORT, "the access line that says why", || {
+        let lines = world.lab.access_log(&world.client.node)?;
+        let line = lines.iter().find(|line| said(line, "dst.addr") == "10.96.0.20:81");
+        anyhow::ensure!(line.is_some_and(|line| said(line, "reason") == "no_service_port"), "{line:?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

@@ -114,7 +114,7 @@ pub async fn run(control: impl ControlPlane, options: ClientOptions, mut store: 
         let cause = error.source().map(ToString::to_string);
         warn!(%error, cause, delay_ms = delay.as_millis(), "discovery stream ended; the last view stays");
         tokio::select! {
-            () = tokio::time::sleep(delay) => {}
+            () = copying.meanwhile(&mut store, tokio::time::sleep(delay)) => {}
             () = shutdown.requested() => return,
         }
     }
@@ -139,6 +139,8 @@ struct Session<'a> {
 enum Event {
     Asked(Vec<Ask>),
     CopyDue,
+    HeadStartOver,
+    ReviewDue,
     Response(DeltaDiscoveryResponse),
 }
 
@@ -160,7 +162,8 @@ impl<'a> Session<'a> {
             requests.try_send(first).map_err(|_| StreamError::Closed)?;
         }
         // Opening is rare and its future large (more than 4 KiB with TLS): keep it out of the client's own.
-        let responses = Box::pin(control.open(ReceiverStream::new(sent))).await?;
+        let responses = Box::pin(control.open(ReceiverStream::new(sent)));
+        let responses = copying.meanwhile(store, responses).await?;
         info!("discovery stream opened");
         catalogue::DISCOVERY_CONNECTED.with([]).set(1.0);
         Ok(Self { requests, responses, store, questions, copying })
@@ -171,6 +174,8 @@ impl<'a> Session<'a> {
             match self.next().await? {
                 Event::Asked(asks) => self.ask(asks).await?,
                 Event::CopyDue => self.copying.save(self.store),
+                Event::HeadStartOver => self.copying.believe(self.store),
+                Event::ReviewDue => self.review().await?,
                 Event::Response(response) => self.take(response).await?,
             }
         }
@@ -183,17 +188,33 @@ impl<'a> Session<'a> {
             // Both arms lose nothing when the other wins: `message` and `recv_many` are cancel-safe.
             _ = self.store.asks().recv_many(&mut asks, OUTGOING) => Ok(Event::Asked(asks)),
             () = self.copying.due() => Ok(Event::CopyDue),
+            () = self.copying.head_start_over() => Ok(Event::HeadStartOver),
+            () = self.questions.review_due() => Ok(Event::ReviewDue),
         }
     }
 
     async fn ask(&mut self, asks: Vec<Ask>) -> Result<(), StreamError> {
-        let names = self.questions.add(asks, self.store.view());
+        let names = self.questions.add(asks, self.store);
         if names.is_empty() {
             return Ok(());
         }
         let request = DeltaDiscoveryRequest {
             type_url: ResourceType::Address.url().to_owned(),
             resource_names_subscribe: names,
+            ..DeltaDiscoveryRequest::default()
+        };
+        self.send(request).await
+    }
+
+    /// Lets go of what nobody asked for lately.
+    async fn review(&mut self) -> Result<(), StreamError> {
+        let names = self.questions.review(self.store);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let request = DeltaDiscoveryRequest {
+            type_url: ResourceType::Address.url().to_owned(),
+            resource_names_unsubscribe: names,
             ..DeltaDiscoveryRequest::default()
         };
         self.send(request).await
@@ -218,7 +239,7 @@ impl<'a> Session<'a> {
         self.store.apply(digest.delta);
         self.copying.changed();
         let settled = match kind {
-            ResourceType::Address => self.questions.settle(names, complete, self.store.view()),
+            ResourceType::Address => self.questions.settle(names, complete, self.store),
             ResourceType::Authorization => Vec::new(),
         };
         let answer = DeltaDiscoveryRequest {

@@ -9,6 +9,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use prost::Message as _;
@@ -29,9 +30,12 @@ use crate::{
 /// be sent the rest if it claimed to hold the resource's version.
 const WRITER: &str = concat!("underpass-view/", env!("CARGO_PKG_VERSION"));
 
-/// Where the copy is.
+/// Where the copy is, and how long it stands back for the live mesh.
 #[derive(Clone, Debug)]
-pub struct KeptView(PathBuf);
+pub struct KeptView {
+    path: PathBuf,
+    head_start: Duration,
+}
 
 /// Why a copy is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -52,23 +56,38 @@ pub(crate) struct Snapshot {
 }
 
 impl KeptView {
+    /// How long the control plane has to answer before a copy counts as the whole mesh. It mostly is milliseconds away,
+    /// and who is new in the mesh is not in the copy: would be called in plaintext.
+    pub const HEAD_START: Duration = Duration::from_secs(2);
+
     /// The copy at this path, whether or not it is there yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self(path)
+        Self { path, head_start: Self::HEAD_START }
     }
 
-    /// Fills an empty store; answers whether there was a copy.
+    /// Stands back for this long instead of [`Self::HEAD_START`].
+    #[must_use]
+    pub fn with_head_start(self, head_start: Duration) -> Self {
+        Self { head_start, ..self }
+    }
+
+    pub(crate) fn head_start(&self) -> Duration {
+        self.head_start
+    }
+
+    /// Fills an empty store; answers whether there was a copy. The view is not complete by it: the control plane may be
+    /// there and know more.
     ///
     /// # Errors
     /// [`KeptViewError`]; the store is as before.
     pub fn load(&self, store: &mut Store) -> Result<bool, KeptViewError> {
-        let bytes = match std::fs::read(&self.0) {
+        let bytes = match std::fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(KeptViewError::Read(self.0.clone(), error)),
+            Err(error) => return Err(KeptViewError::Read(self.path.clone(), error)),
         };
-        let wrong = |problem: String| KeptViewError::Content(self.0.clone(), problem);
+        let wrong = |problem: String| KeptViewError::Content(self.path.clone(), problem);
         let mut rest = bytes.as_slice();
         let mut deltas = Vec::new();
         for kind in ResourceType::ALL {
@@ -78,6 +97,7 @@ impl KeptView {
                 return Err(wrong(format!("{:?} where {kind:?} should be", response.type_url)));
             }
             let mut digest = digest(kind, &response);
+            digest.delta.complete = false;
             if response.system_version_info != WRITER {
                 digest.delta.changed.iter_mut().for_each(|(_, version)| *version = Arc::from(""));
             }
@@ -104,7 +124,7 @@ impl KeptView {
             };
             response.encode_length_delimited(&mut bytes).map_err(io::Error::other)?;
         }
-        replace(&self.0, &bytes)
+        replace(&self.path, &bytes)
     }
 }
 
@@ -138,15 +158,15 @@ fn resource(name: String, kind: ResourceType, value: Vec<u8>) -> xds::Resource {
     xds::Resource { name, resource: Some(any), ..xds::Resource::default() }
 }
 
+/// The draft has a name of its own: while a proxy is replaced, two of them keep copies under one name.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    let draft = PathBuf::from(draft);
-    let mut file = std::fs::File::create(&draft)?;
-    file.write_all(bytes)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut draft = tempfile::Builder::new().prefix(".view-").tempfile_in(directory)?;
+    draft.write_all(bytes)?;
     // Else a crash of the machine could leave an empty file under the name.
-    file.sync_all()?;
-    std::fs::rename(&draft, path)
+    draft.as_file().sync_all()?;
+    draft.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -184,13 +204,29 @@ mod tests {
         kept.save(&filled().snapshot()).unwrap();
         let mut store = Store::new();
         assert!(kept.load(&mut store).unwrap());
-        assert!(store.view().is_complete(), "a copy of a complete view is complete");
+        assert!(!store.view().is_complete(), "the control plane may know more");
         assert!(store.view().service_at(&at("10.96.0.1"), "shop").is_some());
         assert_eq!(store.view().endpoints(&service_name("shop", "web")).count(), 1);
         assert!(store.view().policy("shop/deny").is_some(), "what was not understood still refuses");
         for kind in ResourceType::ALL {
             assert_eq!(store.versions(kind), filled().versions(kind));
         }
+    }
+
+    #[test]
+    fn two_proxies_that_keep_their_views_at_once_do_not_disturb_each_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = KeptView::new(directory.path().join("view"));
+        let snapshot = filled().snapshot();
+        std::thread::scope(|scope| {
+            let keep = || (0..25).try_for_each(|_| kept.save(&snapshot));
+            let both = [scope.spawn(keep), scope.spawn(keep)];
+            for one in both {
+                one.join().unwrap().unwrap();
+            }
+        });
+        assert!(kept.load(&mut Store::new()).unwrap());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no draft is left");
     }
 
     #[test]

@@ -144,6 +144,12 @@ impl Publisher {
         registry.behind(version)
     }
 
+    /// Ends all streams of a name, because what it proved itself by is no longer good. Call it when [`Authenticate`]
+    /// refuses that proof already: a stream that is just being opened is asked for it once more.
+    pub fn expel(&self, name: &str) {
+        self.0.registry.expel(name);
+    }
+
     /// Who is subscribed, and how far each has come.
     #[must_use]
     pub fn subscribers(&self) -> Vec<SubscriberStatus> {
@@ -188,6 +194,8 @@ impl AggregatedDiscoveryService for Discovery {
         let name = (self.authenticate)(request.metadata())?;
         let shared = &self.publisher.0;
         let place = shared.registry.enter(name)?;
+        // From here on it can be expelled; before, its proof may have become worthless unseen.
+        (self.authenticate)(request.metadata())?;
         let session = Session::new(request.into_inner(), shared.state.subscribe(), place);
         Ok(Response::new(session.start(self.shutdown.clone())))
     }

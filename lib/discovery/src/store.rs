@@ -2,7 +2,11 @@
 
 mod mesh;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use underpass_model::{Service, ServiceName, Workload, WorkloadUid};
 use underpass_policy::{Action, Policy};
@@ -104,6 +108,18 @@ impl Store {
         for (resource, version) in delta.changed {
             self.set(resource, version);
         }
+        self.publish();
+    }
+
+    /// From now on what is held counts as all there is.
+    pub(crate) fn believe(&mut self) {
+        if self.heard.iter().any(|heard| !heard) {
+            self.heard = [true; ResourceType::ALL.len()];
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
         let complete = self.heard.iter().all(|heard| *heard);
         self.view.advance(complete);
         self.shared.publish(self.view.clone());
@@ -124,6 +140,33 @@ impl Store {
         let [addresses, ..] = &mut self.heard;
         *addresses = true;
         self.shared.set_on_demand(true);
+    }
+
+    /// Somebody needs what a question leads to; `false` if that is nothing.
+    pub(crate) fn used(&self, question: &Question) -> bool {
+        self.shared.used(question)
+    }
+
+    /// Drops what no question of the last while led to; returns the names of those questions and of what was dropped.
+    pub(crate) fn forget_unused(&mut self, idle: Duration) -> Vec<String> {
+        let shared = Arc::clone(&self.shared);
+        // Held until the next view is there: who asks finds what he asked for, or finds it gone and asks anew.
+        let mut uses = shared.uses();
+        let unused = uses.extract_if(|_, last| last.elapsed() >= idle);
+        let mut names: Vec<String> = unused.map(|(question, _)| question.key()).collect();
+        if names.is_empty() {
+            return names;
+        }
+        let kept: HashSet<String> = uses.keys().flat_map(|question| question.found(&self.view)).collect();
+        let dropped: Vec<String> = self.versions.keys().filter(|name| !kept.contains(*name)).cloned().collect();
+        for name in &dropped {
+            self.remove(ResourceType::Address, name);
+        }
+        if !dropped.is_empty() {
+            self.publish();
+        }
+        names.extend(dropped);
+        names
     }
 
     /// All that is held, for a copy. The view is shared, the versions are copied.

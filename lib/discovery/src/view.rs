@@ -150,6 +150,20 @@ impl View {
         self.workload_addresses.contains_key(address) || self.service_addresses.contains_key(address)
     }
 
+    /// The names of all that is at an address, and of the endpoints of services there.
+    pub(crate) fn names_at(&self, address: &NetworkAddress) -> impl Iterator<Item = String> {
+        let workloads = self.workload_addresses.get(address).into_iter().flat_map(Claims::iter);
+        let services = self.service_addresses.get(address).into_iter().flat_map(Claims::iter);
+        let names = workloads.map(|workload| workload.uid.to_string());
+        names.chain(services.flat_map(|service| self.names_of(&service.name)))
+    }
+
+    /// The name of a service and those of its endpoints.
+    pub(crate) fn names_of(&self, service: &ServiceName) -> impl Iterator<Item = String> {
+        let endpoints = self.endpoints(service).map(|endpoint| endpoint.uid.to_string());
+        std::iter::once(service.to_string()).chain(endpoints)
+    }
+
     fn service_around(&self, address: &NetworkAddress, client_namespace: &str) -> Option<&Arc<Service>> {
         if self.service_ranges.is_empty() {
             return None;

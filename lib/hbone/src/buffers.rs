@@ -56,25 +56,44 @@ pub(crate) fn give(mut buffer: BytesMut) {
     });
 }
 
+/// What was read, in a buffer that it fills if it filled little of the one that was offered: who sends single bytes must not make us hold a
+/// buffer for each.
+fn fit(buffer: BytesMut) -> BytesMut {
+    if buffer.len() > buffer.capacity() / 4 {
+        return buffer;
+    }
+    let exact = BytesMut::from(&*buffer);
+    give(buffer);
+    exact
+}
+
 /// What was read and is still in memory, wherever it went. (h2 tells nobody when it has written a frame; that the frame
 /// is freed tells it.)
 #[derive(Debug, Default)]
 pub(crate) struct Outstanding {
-    bytes: AtomicUsize,
+    /// Pieces, and not bytes: it is those that cost when they are small, and windows bound the bytes.
+    pieces: AtomicUsize,
     waiting: AtomicWaker,
 }
 
 impl Outstanding {
     /// Makes what was read shareable, and counts it until it is freed.
     pub(crate) fn track(self: &Arc<Self>, buffer: BytesMut) -> Bytes {
-        self.bytes.fetch_add(buffer.len(), Ordering::Relaxed);
-        Bytes::from_owner(Tracked { buffer, outstanding: Arc::clone(self) })
+        Bytes::from_owner(self.hold(buffer))
     }
 
-    /// Ready when nothing is left.
-    pub(crate) fn poll_none(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn hold(self: &Arc<Self>, buffer: BytesMut) -> Tracked {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        Tracked { buffer: fit(buffer), outstanding: Arc::clone(self) }
+    }
+
+    /// Ready when fewer than `most` pieces are left.
+    pub(crate) fn poll_fewer(&self, cx: &mut Context<'_>, most: usize) -> Poll<()> {
+        if self.pieces.load(Ordering::Relaxed) < most {
+            return Poll::Ready(());
+        }
         self.waiting.register(cx.waker());
-        if self.bytes.load(Ordering::Relaxed) == 0 { Poll::Ready(()) } else { Poll::Pending }
+        if self.pieces.load(Ordering::Relaxed) < most { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -91,7 +110,7 @@ impl AsRef<[u8]> for Tracked {
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        self.outstanding.bytes.fetch_sub(self.buffer.len(), Ordering::Relaxed);
+        self.outstanding.pieces.fetch_sub(1, Ordering::Relaxed);
         self.outstanding.waiting.wake();
         give(std::mem::take(&mut self.buffer));
     }
@@ -141,6 +160,17 @@ mod tests {
         assert_eq!(appetite.size(), SMALLEST);
         appetite.ate(500, 500);
         assert_eq!(appetite.size(), SMALLEST, "a read that the window cut short says nothing of the flow");
+    }
+
+    #[test]
+    fn a_buffer_that_is_hardly_used_is_exchanged() {
+        for (length, size, held) in [(1, SMALLEST, 1), (256, SMALLEST, 256), (257, SMALLEST, SMALLEST)] {
+            let mut buffer = BytesMut::with_capacity(size);
+            buffer.resize(length, 7);
+            let tracked = Arc::new(Outstanding::default()).hold(buffer);
+            assert_eq!((tracked.buffer.len(), tracked.buffer.capacity()), (length, held));
+            assert!(tracked.buffer.iter().all(|byte| *byte == 7));
+        }
     }
 
     #[test]

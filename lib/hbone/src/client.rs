@@ -6,8 +6,8 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    rc::{Rc, Weak},
-    sync::Arc,
+    rc::Rc,
+    sync::{Arc, Weak},
     task::{Context, Poll, Waker},
     time::{Duration, SystemTime},
 };
@@ -18,7 +18,7 @@ use http::{Method, Request, StatusCode, Version};
 use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use underpass_identity::tls::{self, Expected, PeerError, check_peer};
@@ -27,7 +27,8 @@ use underpass_model::{Authority, Identity};
 use crate::{
     headers::{Baggage, ConnectHeaders},
     http2,
-    keepalive::Keepalive,
+    keepalive::{Keepalive, Pings},
+    lifetime,
     pool::{PoolOptions, Tunnel},
     stream::TunnelStream,
     wire::{Heard, Wire},
@@ -141,6 +142,14 @@ pub enum OpenError {
         /// How it says why.
         reason: Reason,
     },
+    /// The peer fell silent: neither an answer came nor any other sign of life.
+    #[error("{address} gave no sign of life for {silence:?}")]
+    Silent {
+        /// Whither.
+        address: SocketAddr,
+        /// For how long.
+        silence: Duration,
+    },
     /// The request cannot be written.
     #[error("no CONNECT can be made of this target")]
     Request(#[source] http::Error),
@@ -156,6 +165,7 @@ impl OpenError {
             Self::NoAnswer { .. } => "tunnel_no_answer",
             Self::Refused { .. } => "tunnel_refused",
             Self::Reset { .. } => "tunnel_reset",
+            Self::Silent { .. } => "tunnel_silent",
             Self::Request(_) => "tunnel_bad_request",
         }
     }
@@ -165,7 +175,11 @@ impl OpenError {
     #[must_use]
     pub fn retry_elsewhere(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Lost { .. } | Self::NoAnswer { .. } | Self::Reset { .. } => true,
+            Self::Connect { .. }
+            | Self::Lost { .. }
+            | Self::NoAnswer { .. }
+            | Self::Reset { .. }
+            | Self::Silent { .. } => true,
             Self::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
             Self::Request(_) => false,
         }
@@ -174,7 +188,7 @@ impl OpenError {
     /// Whether the fault may lie in the tunnel alone, so that a new one to the same address is worth a try.
     pub(crate) fn is_of_the_tunnel(&self) -> bool {
         match self {
-            Self::Lost { .. } => true,
+            Self::Lost { .. } | Self::Silent { .. } => true,
             Self::Reset { reason, .. } => *reason == Reason::REFUSED_STREAM,
             Self::Connect { .. } | Self::NoAnswer { .. } | Self::Refused { .. } | Self::Request(_) => false,
         }
@@ -190,6 +204,12 @@ pub(crate) struct Session {
     open: Cell<usize>,
     idle_since: Cell<Instant>,
     most: usize,
+    /// What we proved ourselves with. It is replaced whenever our certificate or the roots change.
+    tls: Weak<ClientConfig>,
+    /// When a certificate that made it expires.
+    expires: Instant,
+    heard: Heard,
+    pings: Pings,
 }
 
 impl Session {
@@ -217,6 +237,17 @@ impl Session {
         usable
     }
 
+    /// Whether it was made with these credentials.
+    pub(crate) fn is_of(&self, tls: &Arc<ClientConfig>) -> bool {
+        // A dead Weak still holds its place in memory, so no other credentials can be taken for these.
+        std::ptr::eq(self.tls.as_ptr(), Arc::as_ptr(tls))
+    }
+
+    /// For how long nothing was heard from the peer.
+    pub(crate) fn silence(&self) -> Duration {
+        self.heard.at().elapsed()
+    }
+
     /// Takes no new streams from now on; ends with the last one.
     pub(crate) fn retire(&self) {
         *self.requests.borrow_mut() = None;
@@ -227,9 +258,10 @@ impl Session {
         self.open.get()
     }
 
-    /// When to end it if no stream comes.
-    fn expires(&self, idle: Duration) -> Instant {
-        if self.open.get() == 0 { self.idle_since.get() + idle } else { Instant::now() + idle }
+    /// When to retire it if no stream comes; at the latest when a certificate expires.
+    fn retires(&self, idle: Duration) -> Instant {
+        let idle = if self.open.get() == 0 { self.idle_since.get() + idle } else { Instant::now() + idle };
+        idle.min(self.expires)
     }
 }
 
@@ -263,7 +295,10 @@ where
     let mut stream = within("tls", options.handshake_deadline, connect).await?.map_err(ConnectError::Tls)?;
     let (_, session) = stream.get_mut();
     session.set_buffer_limit(Some(http2::TLS_BUFFER));
-    let peer = check_peer(session.peer_certificates().unwrap_or_default(), &expect, SystemTime::now())?;
+    let (now, certificates) = (SystemTime::now(), session.peer_certificates().unwrap_or_default());
+    let peer = check_peer(certificates, &expect, now)?;
+    let own = tls.client_auth_cert_resolver.resolve(&[], &[]);
+    let expires = lifetime::end(own.as_deref(), certificates, now);
     if session.alpn_protocol() != Some(tls::ALPN) {
         return Err(ConnectError::Protocol);
     }
@@ -271,16 +306,22 @@ where
     // Until its settings arrive, the peer is taken to allow this many.
     builder.initial_max_send_streams(options.max_streams);
     let handshake = builder.handshake(stream);
-    let (requests, connection) =
+    let (requests, mut connection) =
         within("http2", options.handshake_deadline, handshake).await?.map_err(ConnectError::Http2)?;
+    let pings = Pings::new(connection.ping_pong());
+    let keepalive = Keepalive::new(&options.keepalive, heard.clone(), pings.clone());
     let session = Rc::new(Session {
         requests: RefCell::new(Some(requests)),
         peer,
         open: Cell::new(0),
         idle_since: Cell::new(Instant::now()),
         most: options.max_streams,
+        tls: Arc::downgrade(tls),
+        expires,
+        heard,
+        pings,
     });
-    let task = drive(connection, Rc::downgrade(&session), heard, options.clone());
+    let task = drive(connection, &session, keepalive, options.idle);
     underpass_runtime::tasks::spawn_local("tunnel", async {
         task.await;
         ended();
@@ -293,60 +334,71 @@ async fn within<F: Future>(step: &'static str, deadline: Duration, future: F) ->
 }
 
 /// Drives a tunnel until it ends: by the peer, by silence, or when nobody needs it.
-async fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
+fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
     mut connection: h2::client::Connection<TlsStream<Wire<IO>>, Bytes>,
-    session: Weak<Session>,
-    heard: Heard,
-    options: PoolOptions,
-) {
-    let mut keepalive = Keepalive::new(&options.keepalive, heard, connection.ping_pong());
-    let mut idle = pin!(sleep_until(Instant::now() + options.idle));
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(end) = pin!(&mut connection).poll(cx) {
-            tracing::debug!(error = ?end.err(), "tunnel ended");
-            return Poll::Ready(());
-        }
-        if keepalive.poll_dead(cx).is_ready() {
-            tracing::debug!("tunnel ended: its peer is silent");
-            return Poll::Ready(());
-        }
-        while idle.as_mut().poll(cx).is_ready() {
-            let Some(session) = session.upgrade() else { break };
-            let expires = session.expires(options.idle);
-            if expires <= Instant::now() {
-                session.retire();
-                break;
+    session: &Rc<Session>,
+    mut keepalive: Keepalive,
+    idle: Duration,
+) -> impl Future<Output = ()> + use<IO> {
+    let retires = session.retires(idle);
+    let session = Rc::downgrade(session);
+    async move {
+        let mut timer = pin!(sleep_until(retires));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(end) = pin!(&mut connection).poll(cx) {
+                tracing::debug!(error = ?end.err(), "tunnel ended");
+                return Poll::Ready(());
             }
-            idle.as_mut().reset(expires);
+            if keepalive.poll_dead(cx).is_ready() {
+                tracing::debug!("tunnel ended: its peer is silent");
+                return Poll::Ready(());
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                let Some(session) = session.upgrade() else { break };
+                let retires = session.retires(idle);
+                if retires <= Instant::now() {
+                    session.retire();
+                    break;
+                }
+                timer.as_mut().reset(retires);
+            }
+            Poll::Pending
+        })
+        .await;
+        if let Some(session) = session.upgrade() {
+            session.retire();
         }
-        Poll::Pending
-    })
-    .await;
-    if let Some(session) = session.upgrade() {
-        session.retire();
     }
+}
+
+/// What a CONNECT waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// For the answer of a peer that lives.
+    pub(crate) answer: Duration,
+    /// For any sign of life before it is asked for one.
+    pub(crate) doubt: Duration,
+    /// For one after that.
+    pub(crate) silence: Duration,
 }
 
 /// A CONNECT that can be tried again.
 pub(crate) struct Connect {
     head: Request<()>,
     address: SocketAddr,
-    deadline: Duration,
+    patience: Patience,
 }
 
 impl Connect {
-    pub(crate) fn new(request: &ConnectRequest, address: SocketAddr, deadline: Duration) -> Result<Self, OpenError> {
-        Ok(Self { head: request.head().map_err(OpenError::Request)?, address, deadline })
+    pub(crate) fn new(request: &ConnectRequest, address: SocketAddr, patience: Patience) -> Result<Self, OpenError> {
+        Ok(Self { head: request.head().map_err(OpenError::Request)?, address, patience })
     }
 
     /// Asks for a stream in the slot's tunnel.
     pub(crate) async fn ask(&self, slot: Slot) -> Result<Tunnel, OpenError> {
         let (response, send) = self.request(&slot).map_err(|error| self.failed(error))?;
-        let response = match timeout(self.deadline, response).await {
-            Ok(response) => response.map_err(|error| self.failed(error))?,
-            // Dropping both halves resets the stream.
-            Err(_) => return Err(OpenError::NoAnswer { address: self.address, deadline: self.deadline }),
-        };
+        // Dropping both halves, in case of an error, resets the stream.
+        let response = self.answer(&slot.0, response).await?;
         let (head, body) = response.into_parts();
         if head.status != StatusCode::OK {
             return Err(OpenError::Refused { address: self.address, status: head.status });
@@ -354,6 +406,41 @@ impl Connect {
         let peer = slot.0.peer.clone();
         let stream = TunnelStream::new(send, body, Some(slot));
         Ok(Tunnel { stream, peer, response: Baggage::read(&head.headers) })
+    }
+
+    /// Waits for the answer, as long as there is reason to think that the peer lives. A tunnel whose peer has fallen
+    /// silent takes no more streams; those that it has may hope until [`Keepalive`] gives it up.
+    async fn answer(
+        &self,
+        session: &Session,
+        mut response: h2::client::ResponseFuture,
+    ) -> Result<http::Response<h2::RecvStream>, OpenError> {
+        let Patience { answer, doubt, silence } = self.patience;
+        let sent = Instant::now();
+        let deadline = sent + answer;
+        let mut asked: Option<Instant> = None;
+        loop {
+            let heard = session.heard.at();
+            // A sign of life settles the question. (There was none for a while when it was asked.)
+            asked = asked.filter(|asked| heard < *asked);
+            let until = asked.map_or(heard.max(sent) + doubt, |asked| asked + silence);
+            if let Ok(response) = timeout_at(until.min(deadline), &mut response).await {
+                return response.map_err(|error| self.failed(error));
+            }
+            let (now, heard) = (Instant::now(), session.heard.at());
+            let is_dead = |asked: Instant| heard < asked && now >= asked + silence;
+            if asked.is_some_and(is_dead) || (now >= deadline && heard <= sent) {
+                session.retire();
+                return Err(OpenError::Silent { address: self.address, silence: now.saturating_duration_since(heard) });
+            }
+            if now >= deadline {
+                return Err(OpenError::NoAnswer { address: self.address, deadline: answer });
+            }
+            if asked.is_none() && now >= heard.max(sent) + doubt {
+                session.pings.ask();
+                asked = Some(now);
+            }
+        }
     }
 
     fn request(&self, slot: &Slot) -> Result<(h2::client::ResponseFuture, h2::SendStream<Bytes>), h2::Error> {

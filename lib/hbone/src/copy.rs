@@ -1,8 +1,9 @@
 //! Moves the bytes of a connection between its two ends, both directions at once and independent of each other.
 //!
 //! - The end of one direction (FIN, END_STREAM) is passed on once all before it is; the other direction goes on.
-//! - A reset at one end resets the other, after what the broken end had said before. A TCP connection that is not carried to its clean end, also because the future
-//!   was dropped, ends with RST and never with FIN: an application must not take a cut for a complete answer.
+//! - A reset at one end resets the other, after what the broken end had said before, as far as the other end takes it
+//!   at once. A TCP connection that is not carried to its clean end, also because the future was dropped, ends with RST
+//!   and never with FIN: an application must not take a cut for a complete answer.
 //! - What cannot be written is not read: the sender is slowed down by TCP's window or the stream's.
 //! - Idle connections hold no buffers.
 
@@ -136,13 +137,16 @@ impl<'a, D: End, U: End> Copying<'a, D, U> {
         Poll::Pending
     }
 
-    /// A write may fail before what the same end had said is read; this reads it.
+    /// A write may fail before what the same end had said is read; this reads it. What the other end cannot take now is
+    /// thrown away.
     fn drain(&mut self, error: &CopyError, cx: &mut Context<'_>) {
         let Self { downstream, upstream, out, back, meter, .. } = self;
         match error {
             CopyError::Downstream(_) => out.drain(cx, downstream, upstream, &meter.from_downstream),
             CopyError::Upstream(_) => back.drain(cx, upstream, downstream, &meter.to_downstream),
         }
+        out.abandon();
+        back.abandon();
     }
 }
 

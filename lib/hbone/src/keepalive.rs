@@ -3,9 +3,12 @@
 //! Anything received counts as a sign of life, so a busy tunnel sends no PING at all, and of two idle ends one asks.
 
 use std::{
+    cell::RefCell,
+    fmt,
     future::Future as _,
     pin::Pin,
-    task::{Context, Poll, ready},
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -29,16 +32,43 @@ impl Default for KeepaliveOptions {
     }
 }
 
+/// Asks a peer for a sign of life. Clones ask the same peer.
+#[derive(Clone)]
+pub(crate) struct Pings(Rc<RefCell<Option<PingPong>>>);
+
+impl Pings {
+    pub(crate) fn new(pings: Option<PingPong>) -> Self {
+        Self(Rc::new(RefCell::new(pings)))
+    }
+
+    /// Sends a PING unless one is unanswered. The answer matters only as something that was heard.
+    pub(crate) fn ask(&self) {
+        let mut pings = self.0.borrow_mut();
+        let Some(pings) = pings.as_mut() else { return };
+        // Takes an earlier answer out of the way; h2 knows one question at a time.
+        let _answered = pings.poll_pong(&mut Context::from_waker(Waker::noop()));
+        if let Err(error) = pings.send_ping(Ping::opaque()) {
+            tracing::trace!(%error, "no PING sent");
+        }
+    }
+}
+
+impl fmt::Debug for Pings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pings")
+    }
+}
+
 /// The watch over one tunnel. Poll it after the tunnel itself, so that what waits in the socket is heard first.
 pub(crate) struct Keepalive {
     options: KeepaliveOptions,
     heard: Heard,
-    pings: Option<PingPong>,
+    pings: Pings,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Keepalive {
-    pub(crate) fn new(options: &KeepaliveOptions, heard: Heard, pings: Option<PingPong>) -> Self {
+    pub(crate) fn new(options: &KeepaliveOptions, heard: Heard, pings: Pings) -> Self {
         let timer = Box::pin(sleep_until(heard.at() + options.ask_after));
         Self { options: options.clone(), heard, pings, timer }
     }
@@ -53,22 +83,12 @@ impl Keepalive {
                 return Poll::Ready(());
             }
             let next = if silence >= self.options.ask_after {
-                self.ask(cx);
+                self.pings.ask();
                 self.options.dead_after
             } else {
                 self.options.ask_after
             };
             self.timer.as_mut().reset(heard + next);
-        }
-    }
-
-    /// Sends a PING unless one is unanswered. The answer matters only as something that was heard.
-    fn ask(&mut self, cx: &mut Context<'_>) {
-        let Some(pings) = &mut self.pings else { return };
-        // Takes an earlier answer out of the way; h2 knows one question at a time.
-        let _answered = pings.poll_pong(cx);
-        if let Err(error) = pings.send_ping(Ping::opaque()) {
-            tracing::trace!(%error, "no PING sent");
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod copy;
 pub mod headers;
 mod http2;
 mod keepalive;
+mod lifetime;
 pub mod pool;
 pub mod server;
 pub mod stream;

@@ -12,7 +12,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ use underpass_model::{Identity, PodUid, WorkloadUid};
 use underpass_runtime::metrics::catalogue;
 
 use crate::{
-    client::{self, Connect, ConnectError, ConnectRequest, OpenError, Session, Slot},
+    client::{self, Connect, ConnectError, ConnectRequest, OpenError, Patience, Session, Slot},
     headers::Baggage,
     http2::Http2Options,
     keepalive::KeepaliveOptions,
@@ -66,6 +66,10 @@ pub struct PoolOptions {
     pub handshake_deadline: Duration,
     /// What the answer to a CONNECT is given; 15 s, since the other side dials the application meanwhile.
     pub answer_deadline: Duration,
+    /// Silence of a peer that owes an answer after which it is asked for a sign of life; 3 s.
+    pub doubt_after: Duration,
+    /// What it is then given for one, before its tunnel takes no more streams; 3 s.
+    pub doubt_deadline: Duration,
 }
 
 impl Default for PoolOptions {
@@ -78,7 +82,15 @@ impl Default for PoolOptions {
             dial_deadline: Duration::from_secs(10),
             handshake_deadline: Duration::from_secs(5),
             answer_deadline: Duration::from_secs(15),
+            doubt_after: Duration::from_secs(3),
+            doubt_deadline: Duration::from_secs(3),
         }
+    }
+}
+
+impl PoolOptions {
+    fn patience(&self) -> Patience {
+        Patience { answer: self.answer_deadline, doubt: self.doubt_after, silence: self.doubt_deadline }
     }
 }
 
@@ -139,6 +151,8 @@ struct Entry {
 /// A dial under way.
 #[derive(Default)]
 struct Dial {
+    /// As whom. Who has other credentials may have another outcome.
+    tls: Weak<ClientConfig>,
     over: Cell<bool>,
     failure: RefCell<Option<Arc<ConnectError>>>,
     waiting: Notify,
@@ -165,7 +179,9 @@ impl Pool {
     /// Opens a stream. `dial` connects TCP to the key's address; it is called when no tunnel has room, at most once.
     ///
     /// A tunnel that turns out to be gone is replaced by a new one without the caller's noticing: nothing is sent before
-    /// the peer's 200, so nothing can be sent twice.
+    /// the peer's 200, so nothing can be sent twice. The same holds for one whose peer fell silent, and for one that was
+    /// made with other credentials than `tls`, or whose certificates expired: it takes no more streams, and those that it
+    /// has go on.
     ///
     /// # Errors
     /// [`OpenError`]; ask it whether another endpoint may be tried.
@@ -181,12 +197,13 @@ impl Pool {
         F: Future<Output = io::Result<IO>>,
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let connect = Connect::new(request, key.address, self.0.options.answer_deadline)?;
+        let connect = Connect::new(request, key.address, self.0.options.patience())?;
         let mut dial = Some(dial);
         let mut choice = Choice::Any;
         for _ in 1..Self::ATTEMPTS {
             let slot = self.slot(key, tls, &mut dial, choice).await?;
             match connect.ask(slot).await {
+                Err(OpenError::Silent { silence, .. }) if dial.is_some() => self.0.doubt(key, silence),
                 Err(error) if error.is_of_the_tunnel() && dial.is_some() => choice = Choice::Fresh,
                 outcome => return outcome,
             }
@@ -256,14 +273,17 @@ impl Pool {
         loop {
             let entry = Rc::clone(self.0.entries.borrow_mut().entry(key.clone()).or_default());
             if choice == Choice::Any
-                && let Some(slot) = entry.slot()
+                && let Some(slot) = entry.slot(tls)
             {
                 return Ok(slot);
             }
             choice = Choice::Any;
             let under_way = entry.dial.borrow().clone();
             if let Some(under_way) = under_way {
-                under_way.outcome().await.map_err(failed)?;
+                let outcome = under_way.outcome().await;
+                if std::ptr::eq(under_way.tls.as_ptr(), Arc::as_ptr(tls)) {
+                    outcome.map_err(failed)?;
+                }
                 continue;
             }
             let Some(dial) = dial.take() else {
@@ -286,7 +306,7 @@ impl Pool {
         F: Future<Output = io::Result<IO>>,
         IO: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let under_way = UnderWay::announce(&self.0, key, entry);
+        let under_way = UnderWay::announce(&self.0, key, entry, tls);
         let expect = Expected::OneOf(Arc::clone(&key.expect));
         let (shared, ended_key) = (Rc::downgrade(&self.0), key.clone());
         let ended = move || {
@@ -318,6 +338,14 @@ impl fmt::Debug for Pool {
 }
 
 impl Shared {
+    /// Retires the tunnels of a key that were silent as long as the one that was just found dead: idle ones mostly, and
+    /// to try them in turn would cost more than a new one.
+    fn doubt(&self, key: &TunnelKey, silence: Duration) {
+        if let Some(entry) = self.entries.borrow().get(key) {
+            entry.sessions.borrow().iter().filter(|session| session.silence() >= silence).for_each(|s| s.retire());
+        }
+    }
+
     /// Forgets tunnels that are gone, and the key with the last of them.
     fn sweep(&self, key: &TunnelKey) {
         let mut entries = self.entries.borrow_mut();
@@ -331,9 +359,14 @@ impl Shared {
 
 impl Entry {
     /// A place in the oldest tunnel that has one, so that newer ones may fall idle.
-    fn slot(&self) -> Option<Slot> {
+    fn slot(&self, tls: &Arc<ClientConfig>) -> Option<Slot> {
         let mut sessions = self.sessions.borrow_mut();
-        sessions.retain(|session| session.is_usable());
+        sessions.retain(|session| {
+            if !session.is_of(tls) {
+                session.retire();
+            }
+            session.is_usable()
+        });
         sessions.iter().find_map(Session::slot)
     }
 
@@ -362,8 +395,8 @@ struct UnderWay<'a> {
 }
 
 impl<'a> UnderWay<'a> {
-    fn announce(shared: &'a Shared, key: &'a TunnelKey, entry: &'a Entry) -> Self {
-        let dial = Rc::new(Dial::default());
+    fn announce(shared: &'a Shared, key: &'a TunnelKey, entry: &'a Entry, tls: &Arc<ClientConfig>) -> Self {
+        let dial = Rc::new(Dial { tls: Arc::downgrade(tls), ..Dial::default() });
         *entry.dial.borrow_mut() = Some(Rc::clone(&dial));
         Self { shared, key, entry, dial }
     }

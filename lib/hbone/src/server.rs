@@ -18,20 +18,21 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::{Method, Request, Response, StatusCode};
-use rustls::ServerConfig;
+use rustls::{ServerConfig, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{Sleep, sleep, timeout},
+    time::{Sleep, sleep, sleep_until, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use underpass_identity::tls::{self, Expected, PeerError, check_peer};
 use underpass_model::{Authority, AuthorityError, Identity};
 
 use crate::{
     headers::{Baggage, ConnectHeaders},
     http2::{self, Http2Options},
-    keepalive::{Keepalive, KeepaliveOptions},
+    keepalive::{Keepalive, KeepaliveOptions, Pings},
+    lifetime,
     stream::{StreamError, TunnelStream},
     wire::Wire,
 };
@@ -45,6 +46,9 @@ pub struct ServerOptions {
     pub keepalive: KeepaliveOptions,
     /// Streams that may be open at once in one tunnel; 200.
     pub max_streams: u32,
+    /// CONNECTs that may wait for their answer at once in one tunnel, each of them a dial of ours perhaps; 128. More stay
+    /// in the tunnel, where they count as open streams, and where few may be reset.
+    pub max_unanswered: usize,
     /// What a peer is given for TLS and the HTTP/2 preface together; 5 s.
     pub handshake_deadline: Duration,
     /// What the last words of a tunnel that is closed at once are given to leave; 1 s.
@@ -57,6 +61,7 @@ impl Default for ServerOptions {
             http2: Http2Options::default(),
             keepalive: KeepaliveOptions::default(),
             max_streams: 200,
+            max_unanswered: 128,
             handshake_deadline: Duration::from_secs(5),
             close_deadline: Duration::from_secs(1),
         }
@@ -128,18 +133,31 @@ where
 {
     let wire = Wire::new(io);
     let heard = wire.heard();
-    let mut stream = TlsAcceptor::from(Arc::clone(tls)).accept(wire).await.map_err(AcceptError::Tls)?;
+    let start = LazyConfigAcceptor::new(Acceptor::default(), wire).await.map_err(AcceptError::Tls)?;
+    // What we show this client; only here can it be asked for.
+    let own = tls.cert_resolver.resolve(start.client_hello());
+    let mut stream = start.into_stream(Arc::clone(tls)).await.map_err(AcceptError::Tls)?;
     let (_, session) = stream.get_mut();
     session.set_buffer_limit(Some(http2::TLS_BUFFER));
-    let peer = check_peer(session.peer_certificates().unwrap_or_default(), expect, SystemTime::now())?;
+    let (now, certificates) = (SystemTime::now(), session.peer_certificates().unwrap_or_default());
+    let peer = check_peer(certificates, expect, now)?;
+    let expiry = Box::pin(sleep_until(lifetime::end(own.as_deref(), certificates, now)));
     if session.alpn_protocol() != Some(tls::ALPN) {
         return Err(AcceptError::Protocol);
     }
     let handshake = http2::server(&options.http2, options.max_streams).handshake(stream);
     let mut http2: Http2<IO> = Box::new(handshake.await.map_err(AcceptError::Http2)?);
-    let keepalive = Keepalive::new(&options.keepalive, heard, http2.ping_pong());
-    let control = Rc::new(Control::default());
-    Ok(ServerConnection { peer, http2, keepalive, control, state: State::Open, close_deadline: options.close_deadline })
+    let keepalive = Keepalive::new(&options.keepalive, heard, Pings::new(http2.ping_pong()));
+    Ok(ServerConnection {
+        peer,
+        http2,
+        keepalive,
+        expiry,
+        control: Rc::default(),
+        state: State::Open,
+        close_deadline: options.close_deadline,
+        max_unanswered: options.max_unanswered,
+    })
 }
 
 type Http2<IO> = Box<h2::server::Connection<TlsStream<Wire<IO>>, Bytes>>;
@@ -149,9 +167,12 @@ pub struct ServerConnection<IO = TcpStream> {
     peer: Identity,
     http2: Http2<IO>,
     keepalive: Keepalive,
+    /// Until a certificate that made the tunnel expires.
+    expiry: Pin<Box<Sleep>>,
     control: Rc<Control>,
     state: State,
     close_deadline: Duration,
+    max_unanswered: usize,
 }
 
 enum State {
@@ -186,9 +207,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             return Poll::Ready(None);
         }
         self.control.heed(cx.waker());
+        if matches!(self.state, State::Open) && self.expiry.as_mut().poll(cx).is_ready() {
+            // Whom it carries was known when it came; who comes next shall prove it anew.
+            tracing::debug!(peer = %self.peer, "a certificate of the tunnel expired");
+            self.shutdown_handle().drain();
+        }
         self.obey();
-        match self.http2.poll_accept(cx) {
-            Poll::Ready(Some(Ok((request, respond)))) => return Poll::Ready(Some(Incoming::new(request, respond))),
+        match self.poll_accept(cx) {
+            Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
             Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
             Poll::Ready(None) => return self.end(&"closed"),
             Poll::Pending => {}
@@ -205,6 +231,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             return self.end(&"the peer is silent");
         }
         Poll::Pending
+    }
+
+    /// Takes a CONNECT if one more may be under way, and drives the tunnel in any case.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, h2::Error>>> {
+        if self.control.unanswered.get() >= self.max_unanswered {
+            return self.http2.poll_closed(cx).map(|end| end.err().map(Err));
+        }
+        self.http2.poll_accept(cx).map_ok(|(request, respond)| Incoming::new(request, respond, &self.control))
     }
 
     fn obey(&mut self) {
@@ -256,6 +290,8 @@ impl ShutdownHandle {
 #[derive(Debug, Default)]
 struct Control {
     wish: Cell<Wish>,
+    /// CONNECTs that were handed out and are not answered.
+    unanswered: Cell<usize>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -270,6 +306,10 @@ enum Wish {
 impl Control {
     fn ask(&self, wish: Wish) {
         self.wish.set(wish);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -280,6 +320,25 @@ impl Control {
         if !known.as_ref().is_some_and(|known| known.will_wake(waker)) {
             *known = Some(waker.clone());
         }
+    }
+}
+
+/// Counts one CONNECT as long as it waits for its answer.
+#[derive(Debug)]
+struct Unanswered(Rc<Control>);
+
+impl Unanswered {
+    fn new(control: &Rc<Control>) -> Self {
+        control.unanswered.set(control.unanswered.get() + 1);
+        Self(Rc::clone(control))
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.unanswered.set(self.0.unanswered.get().saturating_sub(1));
+        // There is room for another one.
+        self.0.wake();
     }
 }
 
@@ -320,10 +379,11 @@ pub struct Incoming {
     pub headers: ConnectHeaders,
     respond: SendResponse<Bytes>,
     body: RecvStream,
+    _unanswered: Unanswered,
 }
 
 impl Incoming {
-    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Self {
+    fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, control: &Rc<Control>) -> Self {
         let (head, body) = request.into_parts();
         let authority = if head.method == Method::CONNECT {
             let text = head.uri.authority().map_or("", http::uri::Authority::as_str);
@@ -331,7 +391,8 @@ impl Incoming {
         } else {
             Err(RequestError::Method)
         };
-        Self { authority, headers: ConnectHeaders::read(&head.headers), respond, body }
+        let headers = ConnectHeaders::read(&head.headers);
+        Self { authority, headers, respond, body, _unanswered: Unanswered::new(control) }
     }
 
     /// Waits until the client gives up. Never ends while it waits for the answer.

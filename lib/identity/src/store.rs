@@ -3,8 +3,8 @@
 //!
 //! [`CertificateStore::want`] says that an identity is needed; the [`StoreTask`] fetches, renews and forgets. Readers
 //! take what is there without a lock. When an authority brings new roots, the credentials of *all* identities are
-//! rebuilt: everybody trusts the union of the roots that came with the certificates held now, so a root leaves as soon
-//! as no certificate came with it.
+//! rebuilt: everybody trusts the union of the roots that came with the certificates that are held and valid now, so a
+//! root leaves as soon as no such certificate came with it.
 
 use std::{
     collections::HashMap,

@@ -1,9 +1,10 @@
 //! Objects kept up to date with a directory of manifests.
 //!
 //! A file is taken whole or not at all: while it is broken (or claims an object that another file holds), what was
-//! good of it before stays in force and the problem is told. Files end in `yaml`, `yml` or `json`; sub-directories are
+//! good of it before stays in force and the problem is told; on request also across a restart. Files end in `yaml`, `yml` or `json`; sub-directories are
 //! not read, as with `kubectl apply -f`.
 
+mod copies;
 mod settle;
 
 use std::{
@@ -16,11 +17,11 @@ use std::{
 use tokio::sync::watch;
 use underpass_runtime::Shutdown;
 
-use self::settle::FileState;
+use self::{copies::Copies, settle::FileState};
 use crate::{
     changes::Changes,
     files::{Change, Files},
-    manifest::{self, ManifestError},
+    manifest::{self, Manifest, ManifestError},
     object::{ObjectKey, Objects},
 };
 
@@ -31,6 +32,9 @@ const ENDINGS: &[&str] = &["yaml", "yml", "json"];
 pub struct Directory {
     files: Files,
     states: BTreeMap<String, FileState>,
+    copies: Option<Copies>,
+    /// The copies have not been looked at yet.
+    is_first: bool,
     listing: Option<String>,
     told: BTreeSet<String>,
     snapshot: Snapshot,
@@ -54,6 +58,8 @@ pub struct Problem {
     pub file: PathBuf,
     /// What is wrong.
     pub error: FileError,
+    /// No good state of the file is known: what it should hold is missing from the snapshot.
+    pub is_lost: bool,
 }
 
 /// Why a file's present contents are not in force.
@@ -91,10 +97,25 @@ impl Directory {
     /// # Errors
     /// If the directory cannot be listed at all.
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::open_with(path, None)
+    }
+
+    /// Like [`Self::open`], but what is in force of each file is copied to another directory (which is made if needed),
+    /// and a file that is broken now is as it was when the process before last found it good.
+    ///
+    /// # Errors
+    /// If the directory cannot be listed, or that of the copies cannot be made.
+    pub fn open_keeping(path: &Path, copies: &Path) -> io::Result<Self> {
+        Self::open_with(path, Some(Copies::open(copies)?))
+    }
+
+    fn open_with(path: &Path, copies: Option<Copies>) -> io::Result<Self> {
         path.read_dir()?;
         let mut directory = Self {
             files: Files::new(path, ENDINGS),
             states: BTreeMap::new(),
+            copies,
+            is_first: true,
             listing: None,
             told: BTreeSet::new(),
             snapshot: Snapshot::default(),
@@ -140,20 +161,61 @@ impl Directory {
     }
 
     fn take(&mut self, changes: Vec<Change>) {
+        let mut offers = Vec::with_capacity(changes.len());
         for change in changes {
             match change {
-                Change::Gone(name) => drop(self.states.remove(&name)),
+                Change::Gone(name) => {
+                    self.states.remove(&name);
+                    self.copies.iter().for_each(|copies| copies.forget(&name));
+                }
                 Change::Read(name, contents) => {
                     let read = manifest::read(&contents).map_err(FileError::from);
-                    self.states.entry(name).or_default().offer(read);
+                    offers.push(Offer { name, read, contents: Some(contents) });
                 }
                 Change::Unreadable(name, error) => {
                     let error = FileError::Unreadable(error.to_string());
-                    self.states.entry(name).or_default().offer(Err(error));
+                    offers.push(Offer { name, read: Err(error), contents: None });
                 }
             }
         }
+        if std::mem::take(&mut self.is_first) {
+            self.recall(&offers);
+        }
+        for Offer { name, read, contents } in offers {
+            let contents = contents.filter(|_| self.copies.is_some());
+            self.states.entry(name).or_default().offer(read, contents);
+        }
         settle::settle(&mut self.states);
+        self.keep();
+    }
+
+    /// Brings into force what was so when the process before ended, of the files that are still there.
+    fn recall(&mut self, offers: &[Offer]) {
+        let Some(copies) = &self.copies else { return };
+        copies.retain(&offers.iter().map(|offer| offer.name.as_str()).collect());
+        for Offer { name, read, contents } in offers {
+            let Some(copy) = copies.of(name) else { continue };
+            let manifest = match read {
+                // Unchanged, so it need not be read twice.
+                Ok(manifest) if contents.as_ref() == Some(&copy) => Ok(manifest.clone()),
+                Ok(_) | Err(_) => manifest::read(&copy).map_err(FileError::from),
+            };
+            match manifest {
+                Ok(manifest) => self.states.entry(name.clone()).or_default().offer(Ok(manifest), None),
+                // Another release may have been less strict.
+                Err(error) => tracing::error!(%error, file = name, "the kept copy of a file is of no use"),
+            }
+        }
+        settle::settle(&mut self.states);
+    }
+
+    fn keep(&mut self) {
+        let Some(copies) = &self.copies else { return };
+        for (name, state) in &mut self.states {
+            if let Some(contents) = state.take_accepted() {
+                copies.keep(name, &contents);
+            }
+        }
     }
 
     fn take_stock(&self) -> Snapshot {
@@ -161,7 +223,8 @@ impl Directory {
         let mut ignored = BTreeMap::<String, usize>::new();
         let mut problems = Vec::new();
         if let Some(error) = self.listing.clone() {
-            problems.push(Problem { file: self.files.directory().into(), error: FileError::Unreadable(error) });
+            let file = self.files.directory().into();
+            problems.push(Problem { file, error: FileError::Unreadable(error), is_lost: false });
         }
         for (name, state) in &self.states {
             for (key, located) in &state.good().objects {
@@ -171,7 +234,7 @@ impl Directory {
                 *ignored.entry(kind.clone()).or_default() += count;
             }
             if let Some(error) = state.problem().cloned() {
-                problems.push(Problem { file: self.files.directory().join(name), error });
+                problems.push(Problem { file: self.files.directory().join(name), error, is_lost: state.is_lost() });
             }
         }
         Snapshot { objects: Arc::new(objects), problems: Arc::new(problems), ignored: Arc::new(ignored) }
@@ -180,13 +243,13 @@ impl Directory {
     /// Logs what is new: each problem when it comes and goes, each kind that is not read once for good.
     fn tell(&mut self, snapshot: &Snapshot) {
         for problem in snapshot.problems.iter().filter(|problem| !self.snapshot.problems.contains(problem)) {
-            tracing::warn!(
-                file = %problem.file.display(),
-                line = problem.error.line(),
-                field = problem.error.field(),
-                error = %problem.error,
-                "file is not taken, its last good state stays"
-            );
+            let (file, error) = (problem.file.display(), &problem.error);
+            let (line, field) = (error.line(), error.field());
+            if problem.is_lost {
+                tracing::error!(%file, line, field, %error, "file is not taken, and what it holds is missing: no good state of it is known");
+            } else {
+                tracing::warn!(%file, line, field, %error, "file is not taken, its last good state stays");
+            }
         }
         for problem in self.snapshot.problems.iter() {
             if !snapshot.problems.iter().any(|still| still.file == problem.file) {
@@ -201,8 +264,15 @@ impl Directory {
     }
 }
 
+/// What a file says.
+struct Offer {
+    name: String,
+    read: Result<Manifest, FileError>,
+    contents: Option<Vec<u8>>,
+}
+
 impl DirectoryTask {
-    /// Runs until asked to stop.
+    /// Runs until asked to stop; ends before only if a file makes the reader panic.
     pub async fn run(mut self, shutdown: Shutdown) {
         loop {
             tokio::select! {
@@ -215,8 +285,8 @@ impl DirectoryTask {
                 (directory, changed)
             });
             let Ok((directory, changed)) = reload.await else {
-                tracing::error!("reading the directory of objects failed for good, its last state stays");
-                return shutdown.requested().await;
+                tracing::error!("reading the directory of objects failed for good");
+                return;
             };
             self.directory = directory;
             if changed {

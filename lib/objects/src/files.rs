@@ -83,13 +83,20 @@ impl Files {
             if settled.is_some() && self.known.get(&name) == Some(&settled) {
                 continue;
             }
-            match read(&self.directory.join(&name)) {
-                Ok(contents) => changes.push(Change::Read(name.clone(), contents)),
+            let fingerprint = match read(&self.directory.join(&name)) {
+                Ok(contents) => {
+                    changes.push(Change::Read(name.clone(), contents));
+                    settled
+                }
                 // Gone between the listing and now; the next look says so if it was known.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => changes.push(Change::Unreadable(name.clone(), error)),
-            }
-            self.known.insert(name, settled);
+                Err(error) => {
+                    changes.push(Change::Unreadable(name.clone(), error));
+                    // What keeps it from being read may pass without a trace in its times.
+                    None
+                }
+            };
+            self.known.insert(name, fingerprint);
         }
         Ok(changes)
     }
@@ -231,6 +238,21 @@ mod tests {
         assert!(files.changes().is_err());
         fs::create_dir(&path).unwrap();
         assert_eq!(seen(&mut files), ["a gone"]);
+    }
+
+    #[test]
+    fn an_unreadable_file_is_tried_again_at_every_look() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = fs::File::create(directory.path().join("a")).unwrap();
+        file.set_len(LARGEST + 1).unwrap();
+        let mut files = Files::new(directory.path(), &[]);
+        for _look in 0..3 {
+            let later = SystemTime::now() + UNSETTLED * 5;
+            let changes = files.changes_at(later).unwrap();
+            assert!(matches!(&changes[..], [Change::Unreadable(name, _)] if name == "a"), "{changes:?}");
+        }
+        file.set_len(0).unwrap();
+        assert_eq!(seen(&mut files), ["a "]);
     }
 
     #[test]

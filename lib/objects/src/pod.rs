@@ -16,10 +16,22 @@ pub fn name(pod: &Pod) -> ObjectName {
     )
 }
 
-/// Kubernetes' uid; none while its manifest has none.
+/// Kubernetes' uid. A manifest that somebody wrote by hand has none; then one that follows from its names, the same
+/// for everybody who reads it. None for a pod without a name.
 #[must_use]
 pub fn uid(pod: &Pod) -> Option<PodUid> {
-    pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()).map(PodUid::new)
+    let given = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty()).map(PodUid::new);
+    given.or_else(|| {
+        let ObjectName { namespace, name } = name(pod);
+        // No namespace has a dot in its name, so no two pods have one uid.
+        (!name.is_empty()).then(|| PodUid::new(&format!("manifest.{namespace}.{name}")))
+    })
+}
+
+/// Whether its manifest gives it a uid.
+#[must_use]
+pub fn has_own_uid(pod: &Pod) -> bool {
+    pod.metadata.uid.as_deref().is_some_and(|uid| !uid.is_empty())
 }
 
 /// The node it is scheduled on.
@@ -97,9 +109,21 @@ mod tests {
     fn an_empty_pod_has_the_defaults_of_kubernetes() {
         let pod = pod("{metadata: {name: a}}");
         assert_eq!(name(&pod), ObjectName::new("default", "a"));
-        assert_eq!((uid(&pod), node(&pod), service_account(&pod)), (None, None, "default"));
+        assert_eq!((node(&pod), service_account(&pod)), (None, "default"));
         assert!(!is_on_host_network(&pod) && !is_terminal(&pod) && !is_terminating(&pod) && !is_ready(&pod));
         assert!(addresses(&pod).is_empty());
+    }
+
+    #[test]
+    fn a_pod_without_a_uid_gets_one_of_its_names() {
+        for (yaml, expected) in [
+            ("{metadata: {name: a}}", Some("manifest.default.a")),
+            ("{metadata: {name: a.b, namespace: shop, uid: ''}}", Some("manifest.shop.a.b")),
+            ("{metadata: {name: a, uid: u-1}}", Some("u-1")),
+            ("{metadata: {}}", None),
+        ] {
+            assert_eq!(uid(&pod(yaml)).as_ref().map(PodUid::as_str), expected, "{yaml}");
+        }
     }
 
     #[test]

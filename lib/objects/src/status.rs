@@ -8,11 +8,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, time};
+use tokio::{
+    sync::{Mutex, watch},
+    time,
+};
 use underpass_model::PodUid;
 use underpass_runtime::Shutdown;
 
@@ -66,6 +70,16 @@ pub struct Status {
 #[derive(Clone, Debug)]
 pub struct StatusDirectory {
     root: PathBuf,
+    answers: Arc<Answers>,
+}
+
+/// One watch over the operator's answers for everybody who waits for one: a node that is drained has hundreds of them,
+/// and the kernel gives few watches to a user.
+#[derive(Debug)]
+struct Answers {
+    /// Whoever holds it watches for all.
+    watch: Mutex<Option<Changes>>,
+    looked: watch::Sender<()>,
 }
 
 /// Keeps a [`Status`] up to date; see [`StatusDirectory::watch`].
@@ -105,7 +119,8 @@ impl StatusDirectory {
             let path = root.join(part);
             fs::create_dir_all(&path).map_err(|source| StatusError::Io { path, source })?;
         }
-        Ok(Self { root: root.into() })
+        let answers = Answers { watch: Mutex::default(), looked: watch::Sender::new(()) };
+        Ok(Self { root: root.into(), answers: Arc::new(answers) })
     }
 
     /// For agents: puts a report in the place of the one before, and says which generation it became. Answers to
@@ -161,13 +176,29 @@ impl StatusDirectory {
 
     /// For agents: waits for the answer, bounded; false if it did not come in time.
     pub async fn withdrawn(&self, pod: &PodUid, generation: u64, deadline: Duration) -> bool {
-        let mut changes = Changes::of(vec![self.root.join(WITHDRAWN)]);
+        let mut looked = self.answers.looked.subscribe();
         let answered = async {
             while !self.is_withdrawn(pod, generation) {
-                changes.next().await;
+                tokio::select! {
+                    // The sender lives as long as `self`.
+                    _changed = looked.changed() => {}
+                    () = self.watch_for_all(pod, generation) => {}
+                }
             }
         };
         time::timeout(deadline, answered).await.is_ok()
+    }
+
+    /// Once it is this caller's turn to watch: until something may have changed. Whoever is dropped in between passes
+    /// the watch on.
+    async fn watch_for_all(&self, pod: &PodUid, generation: u64) {
+        let mut watch = self.answers.watch.lock().await;
+        let changes = watch.get_or_insert_with(|| Changes::of(vec![self.root.join(WITHDRAWN)]));
+        // Armed only now, perhaps after the answer came.
+        if !self.is_withdrawn(pod, generation) {
+            changes.next().await;
+            self.answers.looked.send_replace(());
+        }
     }
 
     /// Reads everything.
@@ -415,5 +446,48 @@ mod tests {
         assert!(!directory.withdrawn(&uid, generation + 1, Duration::from_millis(1)).await, "bounded");
         shutdown.request();
         running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn many_waiters_share_one_watch_and_each_hears_its_own_answer() {
+        let (_home, directory) = bench();
+        let uids: Vec<PodUid> = (0..40).map(|n| PodUid::new(&format!("u-{n}"))).collect();
+        let wait = |uid: &PodUid| {
+            let (directory, uid) = (directory.clone(), uid.clone());
+            tokio::spawn(async move { directory.withdrawn(&uid, 7, Duration::from_secs(20)).await })
+        };
+        let waiting: Vec<_> = uids.iter().map(wait).collect();
+        // The one that watches for all may be the one that gives up.
+        let impatient = directory.withdrawn(&PodUid::new("nobody"), 7, Duration::from_millis(1)).await;
+        assert!(!impatient);
+        for uid in &uids {
+            directory.answer_withdrawn(uid, 7).unwrap();
+        }
+        for waiter in waiting {
+            assert!(waiter.await.unwrap());
+        }
+    }
+
+    mod parsers {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        proptest! {
+            #[test]
+            fn arbitrary_reports_and_answers_never_panic(contents in prop::collection::vec(any::<u8>(), 0..200)) {
+                drop(parse(&PodUid::new("u-1"), &contents));
+                let _number = answered(&contents);
+            }
+
+            #[test]
+            fn a_report_survives_the_disk(uid in "[a-z0-9-]{1,40}", name in ".*", generation: u64, is_captured: bool) {
+                let state = if is_captured { CaptureState::Captured } else { CaptureState::Leaving };
+                let report = CaptureReport { name, generation, ..report(&uid, state) };
+                let json = serde_json::to_vec(&report).unwrap();
+                prop_assert_eq!(parse(&PodUid::new(&uid), &json).unwrap(), report);
+                prop_assert!(parse(&PodUid::new("another!"), &json).is_err());
+            }
+        }
     }
 }

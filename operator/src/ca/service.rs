@@ -9,7 +9,7 @@ use underpass_identity::wire::{
 };
 use underpass_model::Identity;
 
-use super::{Attest, Authenticate, Authority, NodeName, SignError};
+use super::{Attest, Authenticate, Authority, Caller, NodeName, SignError};
 
 /// Signs for nodes what they run.
 pub struct CertificateService<A, T> {
@@ -33,7 +33,7 @@ impl<A: Authenticate, T: Attest> CertificateService<A, T> {
 
     fn answer(&self, request: &Request<IstioCertificateRequest>) -> Result<Vec<String>, Refusal> {
         let node = self.authenticate.authenticate(request.metadata()).map_err(|error| {
-            let peer = request.remote_addr();
+            let peer = request.extensions().get::<Caller>().and_then(Caller::peer);
             tracing::warn!(%error, ?peer, "certificate refused to an unknown caller");
             Refusal { reason: "unauthenticated", status: Status::unauthenticated("who calls is not known") }
         })?;

@@ -21,7 +21,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use underpass_identity::tls;
 use underpass_runtime::{Shutdown, tasks};
 
-use super::authority::{Authority, Issuing, SignError};
+use super::{
+    authority::{Authority, Issuing, SignError},
+    connection::{Connection, Door, Limits},
+};
 
 /// How long a serving certificate lives; it is replaced at half.
 const TTL: Duration = Duration::from_secs(7 * 86_400);
@@ -116,18 +119,22 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How many handshakes may be under way; more wait in the listener's queue.
 const HANDSHAKES: usize = 128;
 
+/// A secured connection.
+pub type Accepted = Connection<TlsStream<TcpStream>>;
+
 /// Secured connections for tonic's `serve_with_incoming`, until asked to stop. A slow or broken handshake delays nobody
-/// else and ends no stream.
+/// else and ends no stream. Put [`super::admit`] before the services, or no connection lasts.
 pub fn accept(
     listener: TcpListener,
     config: Arc<ServerConfig>,
+    limits: Limits,
     shutdown: Shutdown,
-) -> ReceiverStream<io::Result<TlsStream<TcpStream>>> {
+) -> ReceiverStream<io::Result<Accepted>> {
     let (sender, receiver) = mpsc::channel(HANDSHAKES);
     tasks::spawn("accept", async move {
         tokio::select! {
             () = shutdown.requested() => {}
-            () = accept_all(listener, TlsAcceptor::from(config), sender) => {}
+            () = accept_all(listener, TlsAcceptor::from(config), Door::new(limits), sender) => {}
         }
     });
     ReceiverStream::new(receiver)
@@ -136,10 +143,11 @@ pub fn accept(
 async fn accept_all(
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    sender: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
+    door: Door,
+    sender: mpsc::Sender<io::Result<Accepted>>,
 ) {
     let places = Arc::new(Semaphore::new(HANDSHAKES));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    while let (Some(place), Ok(handshake)) = (door.place().await, Arc::clone(&places).acquire_owned().await) {
         let (stream, peer) = tokio::select! {
             () = sender.closed() => return,
             accepted = listener.accept() => match accepted {
@@ -152,15 +160,15 @@ async fn accept_all(
                 }
             },
         };
-        let (acceptor, sender) = (acceptor.clone(), sender.clone());
+        let (acceptor, sender, door) = (acceptor.clone(), sender.clone(), door.clone());
         tasks::spawn("handshake", async move {
-            let _place = place;
+            let _handshake = handshake;
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%peer, %error, "cannot switch delays off");
             }
             match tokio::time::timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
                 // Fails only when the server has ended.
-                Ok(Ok(stream)) => drop(sender.send(Ok(stream)).await),
+                Ok(Ok(stream)) => drop(sender.send(Ok(door.connection(stream, Some(peer), place))).await),
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake failed"),
                 Err(_) => tracing::debug!(%peer, "handshake took too long"),
             }

@@ -24,12 +24,11 @@ use underpass_model::PodUid;
 use underpass_runtime::{Backoff, Chain};
 
 use super::{
-    Command, Outcome, Sandbox, Shared,
+    Command, Outcome, Sandbox, Shared, Stage, Told,
     decide::{Situation, Step},
 };
 use crate::{
     exclusions::Exclusions,
-    facts::PodFacts,
     find::Netns,
     memory::{Remembered, RememberedNetns, Standing},
 };
@@ -37,7 +36,7 @@ use crate::{
 pub(super) struct PodTask {
     shared: Arc<Shared>,
     uid: PodUid,
-    facts: watch::Receiver<Option<PodFacts>>,
+    told: watch::Receiver<Told>,
     commands: mpsc::Receiver<Command>,
     info: WorkloadInfo,
     addresses: Vec<IpAddr>,
@@ -48,18 +47,34 @@ pub(super) struct PodTask {
     programmed: Option<Exclusions>,
     /// Whether this run of the agent has reported the pod as captured.
     reported: bool,
+    /// Whether all manifests could be read since this agent knows the pod; before, it may only seem to be gone.
+    sure: bool,
     /// Its sandbox ended: nothing to do before the next ADD, whatever its object says.
     dismissed: bool,
     adding: Option<Adding>,
+    stage: Stage,
+    /// Looks at the rules so far.
+    looks: u64,
     backoff: Backoff,
     trouble: Option<PluginFailure>,
     ended: bool,
+}
+
+/// What becomes of the rules in a namespace that is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rules {
+    /// They die with it; until then nothing passes in plaintext.
+    Stay,
+    /// It may live on, and what it says shall reach somebody.
+    TakeAway,
 }
 
 /// ADDs that wait for an answer.
 struct Adding {
     /// By when the pod's object must have been seen.
     object: Instant,
+    /// By when its namespace's must have been, if all manifests can be read.
+    namespace: Instant,
     /// By when everything must stand.
     deadline: Instant,
     replies: Vec<oneshot::Sender<Outcome>>,
@@ -69,10 +84,12 @@ impl PodTask {
     pub(super) fn new(
         shared: Arc<Shared>,
         uid: PodUid,
-        facts: watch::Receiver<Option<PodFacts>>,
+        told: watch::Receiver<Told>,
         commands: mpsc::Receiver<Command>,
-        remembered: Remembered,
+        remembered: Option<Remembered>,
     ) -> Self {
+        let sure = remembered.is_none();
+        let remembered = remembered.unwrap_or_default();
         let Remembered { namespace, name, service_account, container_id, ifname, .. } = remembered;
         let attachment = (!container_id.is_empty()).then_some(Attachment { container_id, ifname });
         let (first, most) = shared.limits.retry;
@@ -80,20 +97,28 @@ impl PodTask {
             info: WorkloadInfo { name, namespace, service_account },
             addresses: remembered.addresses,
             attachment: Arc::new(Mutex::new(attachment)),
-            netns: remembered.netns.as_ref().and_then(RememberedNetns::reopen).map(Arc::new),
+            netns: None,
             standing: remembered.standing,
             programmed: None,
             reported: false,
-            dismissed: false,
+            sure,
+            dismissed: remembered.dismissed,
             adding: None,
+            stage: Arc::new(Mutex::new(failure(Link::Agent, "the pod's turn has not come"))),
+            looks: 0,
             backoff: Backoff::new(first, most),
             trouble: None,
             ended: false,
             shared,
             uid,
-            facts,
+            told,
             commands,
         };
+        if let Some(netns) = remembered.netns.as_ref().and_then(RememberedNetns::reopen)
+            && task.shared.holders.claim(netns.id, &task.uid)
+        {
+            task.netns = Some(Arc::new(netns));
+        }
         task.learn();
         if task.standing != Standing::Out {
             // Before any proxy connects, so that the first snapshot names the pod and its proxy goes on serving it.
@@ -106,6 +131,15 @@ impl PodTask {
         Arc::clone(&self.attachment)
     }
 
+    pub(super) fn stage(&self) -> Stage {
+        Arc::clone(&self.stage)
+    }
+
+    /// Says what is being done, for those who cannot wait for its end.
+    fn at(&self, link: Link, message: &str) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = failure(link, message);
+    }
+
     pub(super) async fn run(mut self) {
         while !self.ended {
             self.learn();
@@ -115,6 +149,8 @@ impl PodTask {
                 Step::End => {
                     let linger = self.shared.limits.orphan;
                     if self.unless_interrupted(sleep(linger)).await.is_some() {
+                        self.dismissed = false;
+                        self.remember().await;
                         return self.end().await;
                     }
                 }
@@ -123,7 +159,7 @@ impl PodTask {
                     let orphan = self.shared.limits.orphan;
                     if self.unless_interrupted(sleep(orphan)).await.is_some() {
                         tracing::info!(pod.uid = %self.uid, "the pod's object is gone and no DEL came; it is given up");
-                        self.give_up().await;
+                        self.give_up(Rules::TakeAway).await;
                     }
                 }
                 Step::Leave => self.leave().await,
@@ -143,9 +179,13 @@ impl PodTask {
     }
 
     fn situation(&self) -> Situation {
-        let wanted = self.facts.borrow().as_ref().map(|facts| facts.wanted && !self.dismissed);
+        let told = self.told.borrow();
+        let facts = told.facts.as_ref();
         Situation {
-            wanted,
+            wanted: facts.map(|facts| facts.wanted && !self.dismissed),
+            undecided: facts.is_some_and(|facts| facts.undecided),
+            doubted: !self.sure,
+            findable: facts.is_some_and(|facts| !facts.terminating),
             standing: self.standing,
             has_netns: self.netns.is_some(),
             served: self.shared.proxies.serves(&self.uid),
@@ -155,18 +195,39 @@ impl PodTask {
 
     /// Takes from the object what must outlive it.
     fn learn(&mut self) {
-        let facts = self.facts.borrow_and_update();
-        let Some(facts) = facts.as_ref() else { return };
+        let told = self.told.borrow_and_update();
+        self.sure |= told.readable;
+        let Some(facts) = told.facts.as_ref() else { return };
         self.info.clone_from(&facts.info);
         if !facts.addresses.is_empty() {
             self.addresses.clone_from(&facts.addresses);
         }
     }
 
+    /// A pod whose namespace nobody has described is outside the mesh; but that must be certain, and the description
+    /// may come a moment later than the pod's own.
     async fn await_object(&mut self) {
-        let deadline = self.adding.as_ref().map_or_else(Instant::now, |adding| adding.object);
-        if self.unless_interrupted(tokio::time::sleep_until(deadline)).await.is_some() {
-            self.answer(&Err(failure(Link::Pod, "the agent has not seen the pod's object")));
+        let (undecided, readable) = {
+            let told = self.told.borrow();
+            (told.facts.as_ref().is_some_and(|facts| facts.undecided), told.readable)
+        };
+        let outcome = match (undecided, readable) {
+            (true, true) => Ok(false),
+            (true, false) => {
+                Err("the agent has not seen the object of the pod's namespace; not every manifest can be read")
+            }
+            (false, true) => Err("the agent has not seen the pod's object"),
+            (false, false) => Err("the agent has not seen the pod's object; not every manifest can be read"),
+        };
+        let outcome = outcome.map_err(|message| failure(Link::Pod, message));
+        if let Err(PluginFailure { link, message }) = &outcome {
+            self.at(*link, message);
+        }
+        let deadline =
+            self.adding.as_ref().map(|adding| if outcome.is_ok() { adding.namespace } else { adding.object });
+        let over = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now));
+        if self.unless_interrupted(over).await.is_some() {
+            self.answer(&outcome);
         }
     }
 
@@ -189,7 +250,7 @@ impl PodTask {
                 }
                 None
             }
-            changed = self.facts.changed() => {
+            changed = self.told.changed() => {
                 self.ended |= changed.is_err();
                 None
             }
@@ -203,38 +264,58 @@ impl PodTask {
                 Ok(netns) => self.attach(sandbox, netns, reply).await,
                 Err(error) => tell(reply, Err(no_netns(&sandbox.netns, &error))),
             },
-            Command::Check(reply) => {
-                let outcome = self.check().await;
+            Command::Check(attachment, reply) => {
+                let outcome = self.check(&attachment).await;
                 tell(reply, outcome);
             }
-            Command::Delete(attachment, reply) => {
-                let held = self.held_attachment();
-                // The runtime may end an earlier sandbox of the pod after it began the next.
-                if attachment.is_none() || held.is_none() || attachment == held {
-                    self.give_up().await;
-                    self.dismissed = true;
-                }
+            Command::Delete(attachment, netns, reply) => {
+                self.delete(&attachment, &netns).await;
                 tell(reply, ());
             }
         }
     }
 
+    /// The runtime may end an earlier sandbox of the pod after it began the next, and knows sandboxes from before this
+    /// agent; a pod that lives is not given up for those.
+    async fn delete(&mut self, attachment: &Attachment, path: &Path) {
+        let held = self.netns.as_deref();
+        let same_netns = || held.is_some_and(|held| Netns::open(path).is_ok_and(|netns| netns.id == held.id));
+        let (is_over, is_gone) = match self.held_attachment() {
+            Some(held) => (held == *attachment, false),
+            None => (same_netns(), held.is_none_or(Netns::is_unnamed)),
+        };
+        if is_over {
+            // It must not be looked for again.
+            self.dismissed = true;
+        }
+        if is_over || is_gone {
+            self.give_up(Rules::Stay).await;
+        }
+    }
+
     async fn attach(&mut self, sandbox: Sandbox, netns: Netns, reply: oneshot::Sender<Outcome>) {
-        if self.netns.as_ref().is_some_and(|held| held.id != netns.id) {
+        let is_former = match &self.netns {
+            Some(held) => held.id != netns.id,
+            None => self.standing != Standing::Out,
+        };
+        if is_former {
             // What stands belongs to the pod's former sandbox.
-            self.give_up().await;
+            self.at(Link::Pod, "the pod's former sandbox is being given up");
+            self.give_up(Rules::Stay).await;
         }
         self.dismissed = false;
         self.addresses = sandbox.addresses;
+        self.shared.holders.assign(netns.id, &self.uid);
         if self.netns.is_none() {
             self.netns = Some(Arc::new(netns));
         }
         *self.attachment.lock().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.attachment);
         self.remember().await;
         let (now, limits) = (Instant::now(), &self.shared.limits);
-        let deadline = now + sandbox.patience.unwrap_or(limits.enrol).min(limits.enrol);
-        let object = deadline.min(now + limits.object);
-        let adding = self.adding.get_or_insert_with(|| Adding { object, deadline, replies: Vec::new() });
+        // Somewhat before whoever asked is told what the pod is at, so that the better answer comes first.
+        let deadline = sandbox.deadline - sandbox.deadline.saturating_duration_since(now) / 20;
+        let (object, namespace) = (deadline.min(now + limits.object), deadline.min(now + limits.object / 5));
+        let adding = self.adding.get_or_insert_with(|| Adding { object, namespace, deadline, replies: Vec::new() });
         adding.deadline = adding.deadline.min(deadline);
         adding.replies.push(reply);
         self.backoff.reset();
@@ -255,7 +336,7 @@ impl PodTask {
     async fn remember(&self) {
         let attachment = self.held_attachment();
         let (container_id, ifname) = attachment.map_or_else(Default::default, |a| (a.container_id, a.ifname));
-        let nothing = self.netns.is_none() && self.standing == Standing::Out;
+        let nothing = self.netns.is_none() && self.standing == Standing::Out && !self.dismissed;
         let pod = (!nothing).then(|| Remembered {
             namespace: self.info.namespace.clone(),
             name: self.info.name.clone(),
@@ -265,6 +346,7 @@ impl PodTask {
             addresses: self.addresses.clone(),
             netns: self.netns.as_deref().map(RememberedNetns::from),
             standing: self.standing,
+            dismissed: self.dismissed,
         });
         let (memory, uid) = (self.shared.memory.clone(), self.uid.clone());
         let written = blocking(move || memory.set(&uid, pod)).await;
@@ -299,9 +381,9 @@ fn tell<T>(reply: oneshot::Sender<T>, answer: T) {
 
 fn refuse(command: Command) {
     match command {
-        Command::Add(_, reply) | Command::Check(reply) => {
+        Command::Add(_, reply) | Command::Check(_, reply) => {
             tell(reply, Err(failure(Link::Pod, "the pod ended just now")));
         }
-        Command::Delete(_, reply) => tell(reply, ()),
+        Command::Delete(_, _, reply) => tell(reply, ()),
     }
 }

@@ -1,6 +1,7 @@
 //! The rule and the route that bring marked replies back to the node proxy, in the namespace of this thread.
 
 use std::{
+    fs,
     future::Future,
     io,
     net::{Ipv4Addr, Ipv6Addr},
@@ -16,8 +17,6 @@ use rtnetlink::{
     },
 };
 use underpass_model::names::{MARK_MASK, REPLY_MARK, REPLY_ROUTE_TABLE, REPLY_RULE_PRIORITY};
-
-use crate::redirect::Families;
 
 /// Which part of routing failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,39 +43,65 @@ pub enum RouteError {
 
 const LONGEST: Duration = Duration::from_secs(5);
 
+const IPV6_OFF: &str = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+
 /// Adds what is missing; says whether something was.
-pub(super) fn ensure(families: Families) -> Result<bool, RouteError> {
+pub(super) fn ensure() -> Result<bool, RouteError> {
+    let off = is_ipv6_off();
     connected(|handle| async move {
         let loopback = loopback(&handle).await?;
-        let mut added = false;
-        for family in families.each() {
-            let rule = existing_rule(&handle, family).await?;
-            let route = existing_route(&handle, family).await?;
-            if route.is_none() {
-                add_route(&handle, family, loopback).await?;
-            }
-            if rule.is_none() {
-                add_rule(&handle, family).await?;
-            }
-            added |= rule.is_none() || route.is_none();
-        }
-        Ok(added)
+        let v4 = ensure_for(&handle, Family::V4, loopback).await?;
+        let v6 = ensure_for(&handle, Family::V6, loopback).await;
+        Ok(v4 | tolerated(v6, off)?)
     })
 }
 
 /// Takes away what is there.
-pub(super) fn remove(families: Families) -> Result<(), RouteError> {
+pub(super) fn remove() -> Result<(), RouteError> {
+    let off = is_ipv6_off();
     connected(|handle| async move {
-        for family in families.each() {
-            if let Some(rule) = existing_rule(&handle, family).await? {
-                handle.rule().del(rule).execute().await.map_err(refused("delete the reply rule"))?;
-            }
-            if let Some(route) = existing_route(&handle, family).await? {
-                handle.route().del(route).execute().await.map_err(refused("delete the reply route"))?;
-            }
-        }
-        Ok(())
+        remove_for(&handle, Family::V4).await?;
+        tolerated(remove_for(&handle, Family::V6).await, off)
     })
+}
+
+/// Where IPv6 is off the kernel takes no routes of it; they follow when it is on and the rules are looked after next.
+fn tolerated<T: Default>(result: Result<T, RouteError>, off: bool) -> Result<T, RouteError> {
+    match result {
+        Err(error @ RouteError::Refused { .. }) if off => {
+            tracing::debug!(%error, "IPv6 is off in a pod's network namespace");
+            Ok(T::default())
+        }
+        result => result,
+    }
+}
+
+/// In the namespace of this thread.
+fn is_ipv6_off() -> bool {
+    !fs::read_to_string(IPV6_OFF).is_ok_and(|off| off.trim() == "0")
+}
+
+async fn ensure_for(handle: &Handle, family: Family, loopback: u32) -> Result<bool, RouteError> {
+    let rule = existing_rule(handle, family).await?;
+    let route = existing_route(handle, family).await?;
+    // The rule first: it is taken also where IPv6 is off, so that only the route is left to follow.
+    if rule.is_none() {
+        add_rule(handle, family).await?;
+    }
+    if route.is_none() {
+        add_route(handle, family, loopback).await?;
+    }
+    Ok(rule.is_none() || route.is_none())
+}
+
+async fn remove_for(handle: &Handle, family: Family) -> Result<(), RouteError> {
+    if let Some(rule) = existing_rule(handle, family).await? {
+        handle.rule().del(rule).execute().await.map_err(refused("delete the reply rule"))?;
+    }
+    if let Some(route) = existing_route(handle, family).await? {
+        handle.route().del(route).execute().await.map_err(refused("delete the reply route"))?;
+    }
+    Ok(())
 }
 
 /// Runs on a runtime of this thread, whose socket is opened in the thread's namespace; the runtime starts no thread.
@@ -95,13 +120,6 @@ fn connected<T, F: Future<Output = Result<T, RouteError>>>(action: impl FnOnce(H
 enum Family {
     V4,
     V6,
-}
-
-impl Families {
-    fn each(self) -> impl Iterator<Item = Family> {
-        let v6 = (self == Self::Both).then_some(Family::V6);
-        std::iter::once(Family::V4).chain(v6)
-    }
 }
 
 impl From<Family> for IpVersion {

@@ -1,11 +1,11 @@
 //! One session on `node.sock`: listeners both ways, releases out, answers in.
 
-use std::{collections::BTreeSet, future::Future, path::Path, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::timeout};
 use underpass_enrolment::{
     node::{Listeners, Origin, ToAgent, ToProxy, VERSION},
-    seqpacket::{Connection, ListenError, Listener, RecvError, SendError},
+    seqpacket::{Connection, Listener, RecvError, SendError},
 };
 use underpass_model::{AddressPair, PodUid};
 use underpass_runtime::{Shutdown, tasks};
@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
 /// Messages that may wait for a proxy.
 const OUTBOX: usize = 1024;
+/// The age at which nobody waits for the answer to a question any more.
+const STALE: Duration = Duration::from_millis(500);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -33,19 +35,17 @@ enum SessionError {
     Recv(#[from] RecvError),
     #[error(transparent)]
     Send(#[from] SendError),
+    #[error("the proxy does not keep up, so that it begins anew")]
+    Behind,
     #[error("a pod's listeners cannot be passed on")]
     Sockets(#[source] std::io::Error),
 }
 
-/// Listens until asked to stop; each proxy gets a task.
-///
-/// # Errors
-/// [`ListenError`] at once.
-pub async fn serve(path: &Path, proxies: Proxies, answer: AnswerProbe, shutdown: Shutdown) -> Result<(), ListenError> {
-    let listener = Listener::bind(path)?;
+/// Serves until asked to stop; each proxy gets a task.
+pub async fn serve(listener: Listener, proxies: Proxies, answer: AnswerProbe, shutdown: Shutdown) {
     loop {
         let accepted = tokio::select! {
-            () = shutdown.requested() => return Ok(()),
+            () = shutdown.requested() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -75,29 +75,16 @@ async fn session(connection: &Connection, proxies: &Proxies, answer: &AnswerProb
         None => return Ok(()),
     };
     send(connection, &ToProxy::Hello { version: VERSION }).await?;
-    let (tell, mut outbox) = mpsc::channel(OUTBOX);
-    let (id, pods) = proxies.open_node(tell.clone());
+    let (tell, outbox) = mpsc::channel(OUTBOX);
+    // The table holds the only sender that counts, so that taking the session out of it ends the session.
+    let weak = tell.downgrade();
+    let (id, pods) = proxies.open_node(tell);
     let opened = Opened { proxies, id };
     tracing::info!(session = id, generation, "a node proxy is connected on node.sock");
-    for pod in &pods {
-        if let Some(listeners) = proxies.listeners_of(pod).map_err(SessionError::Sockets)? {
-            send(connection, &ToProxy::Listeners(listeners)).await?;
-        }
-    }
-    send(connection, &ToProxy::ListenersSent).await?;
-    loop {
-        tokio::select! {
-            message = connection.recv::<ToAgent>() => match message {
-                Ok(Some(message)) => opened.take(message, &tell, answer),
-                Ok(None) => return Ok(()),
-                Err(RecvError::Decode(error)) => tracing::warn!(session = id, %error, "a message is not understood"),
-                Err(error @ RecvError::Io { .. }) => return Err(error.into()),
-            },
-            message = outbox.recv() => match message {
-                Some(message) => send(connection, &message).await?,
-                None => return Ok(()),
-            },
-        }
+    // Both ways at once: a proxy that is slow to read is heard all the same.
+    tokio::select! {
+        sent = opened.send_all(connection, pods, outbox) => sent,
+        received = opened.receive_all(connection, &weak, answer) => received,
     }
 }
 
@@ -118,11 +105,49 @@ impl Drop for Opened<'_> {
 }
 
 impl Opened<'_> {
-    fn take(&self, message: ToAgent, tell: &mpsc::Sender<ToProxy>, answer: &AnswerProbe) {
+    async fn send_all(
+        &self,
+        connection: &Connection,
+        pods: BTreeSet<PodUid>,
+        mut outbox: mpsc::Receiver<ToProxy>,
+    ) -> Result<(), SessionError> {
+        for pod in &pods {
+            if let Some(listeners) = self.proxies.listeners_of(pod).map_err(SessionError::Sockets)? {
+                send(connection, &ToProxy::Listeners(listeners)).await?;
+            }
+        }
+        send(connection, &ToProxy::ListenersSent).await?;
+        while let Some(message) = outbox.recv().await {
+            send(connection, &message).await?;
+        }
+        Err(SessionError::Behind)
+    }
+
+    async fn receive_all(
+        &self,
+        connection: &Connection,
+        tell: &mpsc::WeakSender<ToProxy>,
+        answer: &AnswerProbe,
+    ) -> Result<(), SessionError> {
+        loop {
+            match connection.recv::<ToAgent>().await {
+                Ok(Some(message)) => self.take(message, tell, answer),
+                Ok(None) => return Ok(()),
+                Err(RecvError::Decode(error)) => {
+                    tracing::warn!(session = self.id, %error, "a message is not understood");
+                }
+                Err(error @ RecvError::Io { .. }) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn take(&self, message: ToAgent, tell: &mpsc::WeakSender<ToProxy>, answer: &AnswerProbe) {
         match message {
             ToAgent::Hello { .. } => tracing::warn!(session = self.id, "a node proxy greeted twice"),
             ToAgent::Listeners(listeners) => self.proxies.keep(listeners),
-            ToAgent::Ready { pod, outcome } => self.proxies.note(&pod, |served| served.ready = Some(outcome)),
+            ToAgent::Ready { pod, outcome } => {
+                self.proxies.note(&pod, |served| served.ready = Some((self.id, outcome)))
+            }
             ToAgent::Live { pod, connections } => {
                 self.proxies.note(&pod, |served| {
                     served.live.insert(self.id, connections);
@@ -134,9 +159,9 @@ impl Opened<'_> {
             ToAgent::Probe { id, pod: _, connection } => {
                 let (tell, origin) = (tell.clone(), answer(connection));
                 tasks::spawn("probe", async move {
-                    let message = ToProxy::ProbeAnswer { id, origin: origin.await };
-                    // A full outbox means a proxy that reads nothing; it gives its questions up by itself.
-                    let _lost = tell.try_send(message);
+                    // The proxy has given an older question up by itself; so it has if its outbox is full.
+                    let Ok(origin) = timeout(STALE, origin).await else { return };
+                    let _lost = tell.upgrade().map(|tell| tell.try_send(ToProxy::ProbeAnswer { id, origin }));
                 });
             }
         }
@@ -144,7 +169,7 @@ impl Opened<'_> {
 }
 
 impl Proxies {
-    fn open_node(&self, tell: mpsc::Sender<ToProxy>) -> (SessionId, BTreeSet<PodUid>) {
+    pub(super) fn open_node(&self, tell: mpsc::Sender<ToProxy>) -> (SessionId, BTreeSet<PodUid>) {
         let mut state = self.lock();
         let id = state.next_session();
         state.node.push(NodeSession { id, tell });
@@ -154,11 +179,12 @@ impl Proxies {
         (id, pods)
     }
 
-    fn close_node(&self, id: SessionId) {
+    pub(super) fn close_node(&self, id: SessionId) {
         let mut state = self.lock();
         state.node.retain(|session| session.id != id);
         for served in state.served.values_mut() {
             served.live.remove(&id);
+            served.ready.take_if(|(session, _)| *session == id);
             served.released.remove(&id);
         }
         drop(state);
@@ -177,7 +203,7 @@ impl Proxies {
         self.note(&listeners.pod, |served| served.listeners = sockets);
     }
 
-    fn note(&self, pod: &PodUid, note: impl FnOnce(&mut super::Served)) {
+    pub(super) fn note(&self, pod: &PodUid, note: impl FnOnce(&mut super::Served)) {
         if let Some(served) = self.lock().served.get_mut(pod) {
             note(served);
         }

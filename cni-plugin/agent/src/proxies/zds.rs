@@ -1,16 +1,16 @@
 //! One ZDS session: names every pod, then passes on what is asked, one request at a time.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::{sync::mpsc, time::timeout};
 use underpass_enrolment::{
-    seqpacket::{Connection, ListenError, Listener, RecvError, SendError},
+    seqpacket::{Connection, Listener, RecvError, SendError},
     zds::{Ack, Hello, Request},
 };
 use underpass_model::PodUid;
 use underpass_runtime::{Shutdown, tasks};
 
-use super::{Ask, Proxies, QUEUE, Served, SessionId, ZdsSession};
+use super::{Ask, Proxies, QUEUE, SessionId, ZdsSession};
 
 /// How long a proxy may take for one packet.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -34,15 +34,11 @@ enum SessionError {
     Send(#[from] SendError),
 }
 
-/// Listens until asked to stop; each proxy gets a task.
-///
-/// # Errors
-/// [`ListenError`] at once.
-pub async fn serve(path: &Path, proxies: Proxies, shutdown: Shutdown) -> Result<(), ListenError> {
-    let listener = Listener::bind(path)?;
+/// Serves until asked to stop; each proxy gets a task.
+pub async fn serve(listener: Listener, proxies: Proxies, shutdown: Shutdown) {
     loop {
         let accepted = tokio::select! {
-            () = shutdown.requested() => return Ok(()),
+            () = shutdown.requested() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -158,7 +154,7 @@ async fn within<T, E: Into<SessionError>>(work: impl Future<Output = Result<T, E
 
 impl Proxies {
     /// In one step with the list of pods, so that none falls between the snapshot and what is asked later.
-    fn open_zds(&self) -> (SessionId, mpsc::Receiver<Ask>, Vec<PodUid>) {
+    pub(super) fn open_zds(&self) -> (SessionId, mpsc::Receiver<Ask>, Vec<PodUid>) {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let mut state = self.lock();
         let id = state.next_session();
@@ -169,17 +165,9 @@ impl Proxies {
         (id, receiver, pods)
     }
 
-    fn close_zds(&self, id: SessionId) {
+    pub(super) fn close_zds(&self, id: SessionId) {
         let mut state = self.lock();
-        let before = state.zds.len();
-        state.zds.retain(|session| session.id != id);
-        let ended = state.zds.len() != before;
-        let served_only_here = |served: &Served| served.accepted.as_ref().is_none_or(|(session, _)| *session == id);
-        // An older proxy has never been given the listeners of these pods. Its session ends too: when it connects
-        // again, greeting and snapshot give it everything.
-        if ended && state.served.values().any(served_only_here) {
-            drop(state.zds.pop());
-        }
+        state.forget_zds(id);
         drop(state);
         self.notify();
     }

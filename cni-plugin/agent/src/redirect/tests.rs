@@ -118,7 +118,7 @@ mod properties {
         fn arbitrary_listings_never_match_and_never_panic(listing in ".*", key in "[a-z]{1,9}", text in ".*") {
             let ruleset = redirect(Phase::Captured).ruleset();
             prop_assert!(ruleset.verify(&listing) != Verified::Matches);
-            let odd = serde_json::json!({ "nftables": [{ key.clone(): { "family": "inet", "table": TABLE, "chain": text } }, text, 7] });
+            let odd = serde_json::json!({ "nftables": [{ key: { "family": "inet", "table": TABLE, "chain": text } }, text, 7] });
             prop_assert!(ruleset.verify(&odd.to_string()) != Verified::Matches);
         }
 

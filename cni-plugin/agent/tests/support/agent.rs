@@ -61,6 +61,7 @@ impl Agent {
             farewell: Duration::from_secs(2),
             reconcile: Duration::from_millis(200),
             retry: (Duration::from_millis(20), Duration::from_millis(200)),
+            absence: Duration::from_millis(500),
             orphan: Duration::from_millis(100),
         };
         Self { directory, limits, running: None }
@@ -274,8 +275,10 @@ impl Proxy {
         timeout(PATIENCE, seen).await.unwrap_or_else(|_| panic!("{wanted:?} never came"));
     }
 
-    pub(crate) fn hears_nothing(&mut self) -> bool {
-        self.events.try_recv().is_err()
+    /// Long enough for the agent to do what it should not, were it about to.
+    pub(crate) async fn hears_nothing(&mut self) {
+        let heard = timeout(Duration::from_millis(300), self.events.recv()).await;
+        assert!(heard.is_err(), "it heard {heard:?}");
     }
 
     pub(crate) async fn say(&self, message: ToAgent) {

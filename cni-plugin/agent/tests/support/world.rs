@@ -124,6 +124,11 @@ impl Place {
         self.inside(|| std::fs::read_to_string(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
+    /// Gives it its IPv6 address again.
+    pub(crate) fn add_v6(&self) {
+        ip(&format!("-n {} addr replace {}/64 dev eth0 nodad", self.name, self.v6));
+    }
+
     pub(crate) fn nft(&self, arguments: &str) {
         let arguments = format!("netns exec {} nft {arguments}", self.name);
         ip(&arguments);

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use underpass_lab::{Probe, ProbeAnswer};
 
 /// A kubelet's default is a second; a lab may be busy.
-const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// A status line is short; what a stranger sends beyond this is not read.
 const LONGEST_HEAD: u64 = 4096;
 

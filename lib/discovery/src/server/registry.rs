@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 
 use crate::wire::ResourceType;
@@ -38,6 +38,7 @@ struct Subscriber {
     since: SystemTime,
     answered: AtomicU64,
     notes: Mutex<Notes>,
+    expelled: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +75,8 @@ pub struct Refusal {
 
 /// More subscribers than this are turned away.
 const SUBSCRIBERS: usize = 16_384;
+/// Streams that one name may have: two node proxies while one replaces the other, and what dead connections left.
+const STREAMS_OF_ONE: usize = 4;
 
 impl Default for Registry {
     fn default() -> Self {
@@ -82,9 +85,17 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// Takes a subscriber in; it leaves when the place is dropped.
+    /// Takes a subscriber in; it leaves when the place is dropped. A name that has all its places taken loses the
+    /// oldest: who comes is alive, who has been there for long may only look so.
     pub(super) fn enter(&self, name: Arc<str>) -> Result<Place, Status> {
         let mut subscribers = self.lock();
+        let same: Vec<_> = subscribers.connected.values().filter(|subscriber| subscriber.name == name).collect();
+        for oldest in same.iter().take((same.len() + 1).saturating_sub(STREAMS_OF_ONE)) {
+            oldest.expelled.notify_one();
+        }
+        if same.len() >= 2 * STREAMS_OF_ONE {
+            return Err(Status::resource_exhausted("too many streams of one subscriber"));
+        }
         if subscribers.connected.len() >= SUBSCRIBERS {
             return Err(Status::resource_exhausted("too many subscribers"));
         }
@@ -95,9 +106,17 @@ impl Registry {
             since: SystemTime::now(),
             answered: AtomicU64::new(0),
             notes: Mutex::default(),
+            expelled: Notify::new(),
         });
         subscribers.connected.insert(number, subscriber.clone());
         Ok(Place { number, subscriber, registry: Self(self.0.clone()) })
+    }
+
+    /// Ends the streams of a name.
+    pub(super) fn expel(&self, name: &str) {
+        for subscriber in self.lock().connected.values().filter(|subscriber| &*subscriber.name == name) {
+            subscriber.expelled.notify_one();
+        }
     }
 
     /// How many have not answered up to a version.
@@ -152,6 +171,12 @@ pub(super) struct Place {
 impl Place {
     pub(super) fn name(&self) -> &str {
         &self.subscriber.name
+    }
+
+    /// Completes when its stream must end.
+    pub(super) fn expulsion(&self) -> impl Future<Output = ()> + use<> {
+        let subscriber = Arc::clone(&self.subscriber);
+        async move { subscriber.expelled.notified().await }
     }
 
     pub(super) fn set_node_id(&self, node_id: &str) {

@@ -54,8 +54,10 @@ impl Session {
         let (outgoing, responses) = mpsc::channel(OUTGOING);
         tasks::spawn("discovery subscriber", async move {
             info!(subscriber = self.place.name(), "subscriber came");
+            let expelled = self.place.expulsion();
             let ended = tokio::select! {
                 ended = self.serve(&outgoing) => ended,
+                () = expelled => Err(Status::aborted("the stream must be opened anew")),
                 () = shutdown.requested() => Err(Status::unavailable("the control plane stops")),
                 () = outgoing.closed() => Ok(()),
             };

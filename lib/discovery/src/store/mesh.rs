@@ -1,11 +1,15 @@
 //! What readers hold of the mesh.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use underpass_model::{NetworkAddress, ServiceName};
 
@@ -103,13 +107,16 @@ impl Mesh {
     }
 
     async fn put(&self, question: Question) -> Result<bool, AskError> {
-        if question.known(&self.view()) || !*self.0.on_demand.borrow() {
+        if !*self.0.on_demand.borrow() {
             return Ok(question.known(&self.view()));
+        }
+        if self.0.used(&question) {
+            return Ok(true);
         }
         let (answer, answered) = oneshot::channel();
         self.0.asks.try_send(Ask { question: question.clone(), answer }).map_err(|_| AskError::Busy)?;
         match timeout(Self::ASK_DEADLINE, answered).await {
-            Ok(Ok(())) => Ok(question.known(&self.view())),
+            Ok(Ok(())) => Ok(self.0.used(&question)),
             Ok(Err(_)) => Err(AskError::Busy),
             Err(_) => Err(AskError::Timeout),
         }
@@ -123,6 +130,8 @@ pub(super) struct Shared {
     version: watch::Sender<u64>,
     on_demand: watch::Sender<bool>,
     asks: mpsc::Sender<Ask>,
+    /// On demand: when a question that has an answer was last asked.
+    uses: Mutex<HashMap<Question, Instant>>,
 }
 
 /// The questions that wait to be sent.
@@ -152,6 +161,14 @@ impl Question {
         }
     }
 
+    /// The names of all that a view holds because of this question.
+    pub(super) fn found(&self, view: &View) -> Vec<String> {
+        match self {
+            Self::Address(address) => view.names_at(address).collect(),
+            Self::Service(name) => view.names_of(name).collect(),
+        }
+    }
+
     pub(crate) fn known(&self, view: &View) -> bool {
         match self {
             Self::Address(address) => view.knows(address),
@@ -167,7 +184,8 @@ impl Shared {
     pub(super) fn new(view: View) -> (Arc<Self>, Asks) {
         let (asks, asked) = mpsc::channel(Self::OPEN_QUESTIONS);
         let version = watch::Sender::new(view.version());
-        let shared = Self { view: ArcSwap::from_pointee(view), version, on_demand: watch::Sender::new(false), asks };
+        let (view, on_demand) = (ArcSwap::from_pointee(view), watch::Sender::new(false));
+        let shared = Self { view, version, on_demand, asks, uses: Mutex::default() };
         (Arc::new(shared), asked)
     }
 
@@ -175,6 +193,20 @@ impl Shared {
         let version = view.version();
         self.view.store(Arc::new(view));
         self.version.send_replace(version);
+    }
+
+    /// Notes that somebody needs what is at the other end of a question; `false` if nothing is.
+    pub(super) fn used(&self, question: &Question) -> bool {
+        let mut uses = self.uses();
+        let known = question.known(&self.view.load());
+        if known {
+            uses.insert(question.clone(), Instant::now());
+        }
+        known
+    }
+
+    pub(super) fn uses(&self) -> MutexGuard<'_, HashMap<Question, Instant>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set_on_demand(&self, on_demand: bool) {

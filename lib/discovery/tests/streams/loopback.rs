@@ -17,6 +17,7 @@ use tonic::{
 use underpass_discovery::{
     Mesh, Store, View,
     client::{self, ClientOptions, ControlPlane, Requests, StreamError},
+    kept::KeptView,
     server::{Batch, Published, Publisher},
     wire::{
         MESSAGE_LIMIT, ResourceType,
@@ -132,10 +133,19 @@ impl Drop for Client {
 }
 
 pub(crate) fn mesh_of(control: Control, on_demand: bool) -> Client {
+    client_of(control, on_demand, None)
+}
+
+/// One that keeps a copy of its view.
+pub(crate) fn keeping(control: Control, kept: KeptView) -> Client {
+    client_of(control, false, Some(kept))
+}
+
+fn client_of(control: Control, on_demand: bool, kept: Option<KeptView>) -> Client {
     let store = Store::new();
     let client = Client { mesh: store.mesh(), shutdown: Shutdown::new() };
     let metadata = BTreeMap::from([("NODE_NAME".to_owned(), "node-1".to_owned())]);
-    let options = ClientOptions { node_id: "node-1".into(), metadata, on_demand, kept: None };
+    let options = ClientOptions { node_id: "node-1".into(), metadata, on_demand, kept };
     tokio::spawn(client::run(control, options, store, client.shutdown.clone()));
     client
 }

@@ -5,10 +5,11 @@ mod loopback;
 
 use std::time::Duration;
 
-use loopback::{Control, Raw, eventually, mesh_of, publish, serve};
+use loopback::{Control, Raw, eventually, keeping, mesh_of, publish, serve};
 use tonic::Code;
 use underpass_discovery::{
-    View,
+    Store, View,
+    kept::KeptView,
     server::{Batch, Published, Publisher},
     store::AskError,
     testing::{at, service, service_name, workload},
@@ -126,6 +127,52 @@ async fn the_view_outlives_its_control_plane_and_catches_up_with_the_next() {
     assert!(view.workload_at(&at("10.0.0.2")).is_none(), "what vanished meanwhile is gone");
 }
 
+/// Waits until the copy on disk holds so many workloads.
+async fn eventually_kept(kept: &KeptView, workloads: usize) {
+    let there = async {
+        loop {
+            let mut copy = Store::new();
+            if kept.load(&mut copy).unwrap() && copy.mesh().view().counts().workloads == workloads {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), there).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kept_view_stands_back_for_the_live_one_and_for_a_moment_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = KeptView::new(directory.path().join("view"));
+    let (publisher, server) = serve(Publisher::new()).await;
+    publish(&publisher, [pod("old", "10.0.0.1")]);
+    drop(keeping_until_kept(server.control(), &kept).await);
+
+    // The control plane is there and knows somebody new: nobody may take the copy for the whole mesh before.
+    publish(&publisher, [pod("new", "10.0.0.2")]);
+    let patient = kept.clone().with_head_start(Duration::from_secs(3600));
+    let client = keeping(server.control(), patient.clone());
+    let view = eventually(&client.mesh, View::is_complete).await;
+    assert!(view.workload_at(&at("10.0.0.2")).is_some(), "complete without the newcomer");
+    drop(client);
+    server.stop().await;
+
+    // It is away: the copy is there at once, and the whole mesh when the head start is over.
+    let nobody = Control::to("127.0.0.1:9".parse().unwrap());
+    let client = keeping(nobody.clone(), patient);
+    let view = eventually(&client.mesh, |view| view.counts().workloads > 0).await;
+    assert!(!view.is_complete() && !client.mesh.wait_complete(Duration::from_millis(50)).await);
+    let client = keeping(nobody, kept.with_head_start(Duration::from_millis(10)));
+    eventually(&client.mesh, View::is_complete).await;
+}
+
+async fn keeping_until_kept(control: Control, kept: &KeptView) -> loopback::Client {
+    let client = keeping(control, kept.clone());
+    eventually_kept(kept, 1).await;
+    client
+}
+
 #[tokio::test]
 async fn what_a_returning_subscriber_holds_is_not_sent_again() {
     let (publisher, server) = serve(Publisher::new()).await;
@@ -201,6 +248,7 @@ async fn on_demand_a_reader_asks_who_is_at_an_address() {
     assert_eq!(client.mesh.ask(&at("10.0.0.2")).await, Ok(true));
 
     publish(&publisher, [pod("late", "10.0.0.99")]);
+    eventually(&client.mesh, |view| view.workload_at(&at("10.0.0.99")).is_some()).await;
     assert_eq!(client.mesh.ask(&at("10.0.0.99")).await, Ok(true), "nobody then, somebody now");
     let mut batch = Batch::new();
     batch.remove(ResourceType::Address, &uid("two"));
@@ -250,6 +298,40 @@ async fn turns_away_who_is_not_authenticated() {
     let refused = server.control().with_token("wrong").try_open().await;
     assert_eq!(refused.err().map(|status| status.code()), Some(Code::Unauthenticated));
     assert_eq!(publisher.subscribers().len(), 0);
+}
+
+#[tokio::test]
+async fn one_name_has_a_few_streams_and_loses_the_oldest() {
+    let (publisher, server) = serve(Publisher::new()).await;
+    publish(&publisher, [pod("a", "10.0.0.1")]);
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        let mut raw = Raw::open(&server.control(), ResourceType::Address, &[]).await;
+        raw.answered().await;
+        streams.push(raw);
+    }
+    for oldest in &mut streams[..2] {
+        assert_eq!(oldest.ended().await.code(), Code::Aborted);
+    }
+    eventually_subscribed(&publisher, 4).await;
+    publish(&publisher, [pod("a", "10.0.0.2")]);
+    for newest in &mut streams[2..] {
+        newest.answered().await;
+    }
+}
+
+#[tokio::test]
+async fn who_is_expelled_must_come_again() {
+    let (publisher, server) = serve(Publisher::new()).await;
+    publish(&publisher, [pod("a", "10.0.0.1")]);
+    let mut raw = Raw::open(&server.control(), ResourceType::Address, &[]).await;
+    raw.answered().await;
+    publisher.expel("somebody else");
+    publish(&publisher, [pod("a", "10.0.0.2")]);
+    raw.answered().await;
+    publisher.expel("tester");
+    assert_eq!(raw.ended().await.code(), Code::Aborted);
+    eventually_subscribed(&publisher, 0).await;
 }
 
 #[tokio::test]

@@ -13,6 +13,13 @@ use super::ends::{End, EndError};
 /// After so many turns the other connections of the thread have theirs.
 const TURNS: usize = 8;
 
+/// As many chunks are written at once, so there is nothing to gain from joining them.
+const FEW: usize = 16;
+/// Chunks below this size are joined.
+const SMALL: usize = 1024;
+/// Up to this size.
+const JOINED: usize = 16 * 1024;
+
 /// Where a direction stands.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -139,7 +146,7 @@ impl Pump {
                 Some(chunk) if chunk.is_empty() => {}
                 Some(chunk) => {
                     self.bytes += chunk.len();
-                    self.chunks.push_back(chunk);
+                    self.keep(chunk);
                 }
                 None => {
                     sink.rest();
@@ -148,5 +155,47 @@ impl Pump {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Queues a chunk. In a queue that grows, small ones are joined: each by itself costs more than its bytes, and holds
+    /// the whole of what it came in.
+    fn keep(&mut self, chunk: Bytes) {
+        if self.chunks.len() < FEW || chunk.len() >= SMALL {
+            return self.chunks.push_back(chunk);
+        }
+        let joined = self.chunks.pop_back_if(|last| last.len() + SMALL <= JOINED);
+        let joined = joined.and_then(|last| last.try_into_mut().map_err(|last| self.chunks.push_back(last)).ok());
+        let mut joined = joined.unwrap_or_default();
+        joined.extend_from_slice(&chunk);
+        self.chunks.push_back(joined.freeze());
+    }
+
+    /// Throws away what could not be moved.
+    pub(super) fn abandon(&mut self) {
+        self.chunks.clear();
+        self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_chunks_are_joined_where_a_queue_grows() {
+        let mut pump = Pump::default();
+        let all = Bytes::from((0..50_000_u32).map(|n| n as u8).collect::<Vec<_>>());
+        let sizes = [1, 1, 3, 2000, 1].into_iter().cycle();
+        let mut rest = all.clone();
+        for size in sizes.take(100) {
+            pump.keep(rest.split_to(size));
+        }
+        // Whole bytes of somebody else's buffer must not be written into.
+        while !rest.is_empty() {
+            pump.keep(rest.split_to(1));
+        }
+        assert!(pump.chunks.len() < 100, "{}", pump.chunks.len());
+        assert!(pump.chunks.iter().all(|chunk| chunk.len() <= JOINED));
+        assert!(pump.chunks.iter().flatten().eq(all.iter()));
     }
 }

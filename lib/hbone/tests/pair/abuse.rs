@@ -1,16 +1,27 @@
 //! Peers that do not behave.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{Method, Request};
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{AsyncWriteExt as _, DuplexStream, duplex};
 use tokio_rustls::{TlsConnector, client::TlsStream};
-use underpass_hbone::{AcceptError, RequestError, ServerConnection, server};
-use underpass_identity::{Expected, testing::TestAuthority, tls};
+use underpass_hbone::{AcceptError, Baggage, RequestError, ServerConnection, server};
+use underpass_identity::{
+    Credentials, Expected,
+    testing::{LeafOptions, TestAuthority},
+    tls,
+};
 use underpass_model::TrustDomain;
 
-use crate::support::{CLIENT, Pair, ask, certificates, id, key, on_worker, request, server_options, settle};
+use crate::support::{
+    CLIENT, Certificates, Pair, SERVER, ask, certificates, id, key, on_worker, request, server_options, settle,
+};
 
 type RawClient = (h2::client::SendRequest<Bytes>, h2::client::Connection<TlsStream<DuplexStream>, Bytes>);
 
@@ -24,13 +35,17 @@ async fn raw_tls(io: DuplexStream, config: &Arc<rustls::ClientConfig>) -> TlsStr
 
 /// A server of ours and a client that can do as it likes.
 async fn raw() -> (RawClient, ServerConnection<DuplexStream>) {
+    raw_with(&certificates().client, &certificates().server).await
+}
+
+async fn raw_with(client: &Credentials, server: &Credentials) -> (RawClient, ServerConnection<DuplexStream>) {
     let (near, far) = duplex(1 << 20);
     let client = async {
-        let tls = raw_tls(near, &certificates().client.client).await;
+        let tls = raw_tls(near, &client.client).await;
         h2::client::Builder::new().initial_max_send_streams(10_000).handshake(tls).await.unwrap()
     };
     let (expect, options) = (anybody(), server_options());
-    let server = server::accept(far, &certificates().server.server, &expect, &options);
+    let server = server::accept(far, &server.server, &expect, &options);
     let (client, server) = tokio::join!(client, server);
     (client, server.unwrap())
 }
@@ -146,10 +161,10 @@ async fn no_more_streams_are_open_at_once_than_allowed() {
         tokio::task::spawn_local(connection);
         let mut held = Vec::new();
         while let Ok(incoming) = tokio::time::timeout(Duration::from_secs(1), server.next()).await {
-            held.push(incoming.unwrap());
+            held.push(incoming.unwrap().accept(&Baggage::default()).unwrap());
         }
         assert_eq!(held.len(), 200);
-        held.pop().unwrap().refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+        drop(held.pop());
         assert!(server.next().await.is_some(), "the place is free again");
         drop(asked);
     })
@@ -186,6 +201,193 @@ async fn a_stream_refused_for_lack_of_room_goes_to_a_new_tunnel() {
         let mut second = pair.open().await.unwrap();
         ask(&mut second.stream).await;
         assert_eq!(pair.far.dials.get(), 1, "one dial of its own, after the tunnel of the first had refused it");
+    })
+    .await;
+}
+
+/// Credentials that expire in a minute, and ones that last: first the client's are short, then the server's.
+fn short_lived() -> [(Arc<Credentials>, Arc<Credentials>); 2] {
+    let Certificates { client, server, authority } = certificates();
+    let minute = LeafOptions { not_after: SystemTime::now() + Duration::from_secs(60), ..LeafOptions::default() };
+    let short = |identity| authority.forged(&id(identity), &minute);
+    [(short(CLIENT), Arc::clone(server)), (Arc::clone(client), short(SERVER))]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_lets_no_stream_into_a_tunnel_whose_certificates_expired() {
+    on_worker(async {
+        for (client, server) in short_lived() {
+            let ((mut requests, connection), mut server) = raw_with(&client, &server).await;
+            let tunnel = tokio::task::spawn_local(connection);
+            let (old, _body) = requests.send_request(connect("10.0.0.9:80"), false).unwrap();
+            let mut carried = server.next().await.unwrap().accept(&Baggage::default()).unwrap();
+            tokio::task::spawn_local(async move { while server.next().await.is_some() {} });
+            tokio::time::sleep(Duration::from_secs(57)).await;
+            requests = requests.ready().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert!(requests.clone().ready().await.is_err(), "GOAWAY");
+            carried.write_all(b"still here").await.unwrap();
+            let mut body = old.await.unwrap().into_body();
+            assert_eq!(body.data().await.unwrap().unwrap(), "still here");
+            drop((carried, body, _body, requests));
+            let _end = tunnel.await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Accepts every stream and holds it, and never says good-bye.
+async fn obliging(io: DuplexStream, credentials: Arc<Credentials>) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&credentials.server));
+    let mut connection = h2::server::handshake(acceptor.accept(io).await.unwrap()).await.unwrap();
+    let mut held = Vec::new();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        held.push((respond.send_response(http::Response::new(()), false).unwrap(), request));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_opens_no_stream_in_a_tunnel_whose_certificates_expired() {
+    on_worker(async {
+        for (client, server) in short_lived() {
+            let pair = Pair::new();
+            let dials = Cell::new(0);
+            let open = async || {
+                let dial = || async {
+                    dials.set(dials.get() + 1);
+                    let (near, far) = duplex(1 << 20);
+                    tokio::task::spawn_local(obliging(far, Arc::clone(&server)));
+                    Ok(near)
+                };
+                pair.pool.open(&key(), &request(), &client.client, dial).await
+            };
+            let first = open().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(57)).await;
+            drop(open().await.unwrap());
+            assert_eq!(dials.get(), 1);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let _second = open().await;
+            assert_eq!(dials.get(), 2);
+            drop(first);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_tunnel_ends_when_its_certificates_expire() {
+    on_worker(async {
+        for (client, server) in short_lived() {
+            let pair = Pair::new();
+            let ended = Rc::new(Cell::new(false));
+            let dial = || async {
+                let (near, far) = duplex(1 << 20);
+                let (server, ended) = (Arc::clone(&server), Rc::clone(&ended));
+                tokio::task::spawn_local(async move {
+                    obliging(far, server).await;
+                    ended.set(true);
+                });
+                Ok(near)
+            };
+            drop(pair.pool.open(&key(), &request(), &client.client, dial).await.unwrap());
+            tokio::time::sleep(Duration::from_secs(57)).await;
+            assert!(!ended.get());
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert!(ended.get());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_connects_come_out_only_when_earlier_ones_are_answered() {
+    on_worker(async {
+        let ((mut requests, connection), mut server) = raw().await;
+        let asked: Vec<_> = (0..150).map(|_| requests.send_request(connect("10.0.0.9:80"), false).unwrap()).collect();
+        tokio::task::spawn_local(connection);
+        let mut held = Vec::new();
+        while let Ok(incoming) = tokio::time::timeout(Duration::from_secs(1), server.next()).await {
+            held.push(incoming.unwrap());
+        }
+        assert_eq!(held.len(), 128);
+        let more = tokio::task::spawn_local(async move {
+            while server.next().await.is_some_and(|incoming| incoming.authority.is_ok()) {}
+        });
+        settle().await;
+        assert!(!more.is_finished());
+        for incoming in held.drain(..) {
+            incoming.refuse(http::StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let answered = asked.into_iter().map(|(answer, body)| async move { (answer.await, body) });
+        let answered = futures_util::future::join_all(answered).await;
+        let refused = answered.iter().filter(|(answer, _)| answer.as_ref().is_ok_and(|a| a.status() == 503)).count();
+        assert_eq!(refused, 128, "and the others, dropped without an answer, are reset");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_connects_that_are_given_up_keeps_few_under_way() {
+    on_worker(async {
+        let ((mut requests, connection), mut server) = raw().await;
+        tokio::task::spawn_local(connection);
+        let (under_way, most, seen) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let counts = (Rc::clone(&under_way), Rc::clone(&most), Rc::clone(&seen));
+        tokio::task::spawn_local(async move {
+            while let Some(mut incoming) = server.next().await {
+                let (under_way, most, seen) = (Rc::clone(&counts.0), &counts.1, &counts.2);
+                seen.set(seen.get() + 1);
+                under_way.set(under_way.get() + 1);
+                most.set(most.get().max(under_way.get()));
+                if seen.get() > 10_000 {
+                    incoming.accept(&Baggage::default()).unwrap();
+                    continue;
+                }
+                tokio::task::spawn_local(async move {
+                    incoming.cancelled().await;
+                    under_way.set(under_way.get() - 1);
+                });
+            }
+        });
+        for _ in 0..100 {
+            let opened: Vec<_> =
+                (0..100).map(|_| requests.send_request(connect("10.0.0.9:80"), false).unwrap()).collect();
+            settle().await;
+            drop(opened);
+            settle().await;
+        }
+        assert_eq!((seen.get(), under_way.get()), (10_000, 0));
+        assert!(most.get() <= 128, "{}", most.get());
+        let (answer, _body) = requests.send_request(connect("10.0.0.9:80"), false).unwrap();
+        assert_eq!(answer.await.unwrap().status(), 200, "and the tunnel lives");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn connects_given_up_behind_a_full_house_end_the_tunnel() {
+    on_worker(async {
+        let ((mut requests, connection), mut server) = raw().await;
+        let client = tokio::task::spawn_local(connection);
+        let served = Rc::new(Cell::new(0));
+        let count = Rc::clone(&served);
+        let server = tokio::task::spawn_local(async move {
+            let mut held = Vec::new();
+            while let Some(incoming) = server.next().await {
+                held.push(incoming);
+                count.set(held.len());
+            }
+        });
+        for _ in 0..20 {
+            let opened: Vec<_> =
+                (0..50).map_while(|_| requests.send_request(connect("10.0.0.9:80"), false).ok()).collect();
+            settle().await;
+            drop(opened);
+            settle().await;
+        }
+        server.await.unwrap();
+        assert_eq!(served.get(), 128);
+        assert!(client.await.unwrap().is_err());
     })
     .await;
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
 };
 use underpass_hbone::{CopyError, Meter, copy};
@@ -192,6 +192,82 @@ async fn an_answer_before_the_question_was_read_arrives_also_if_the_server_then_
             let end = read_all(&mut path.client).await;
             assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
         }
+    })
+    .await;
+}
+
+/// Writes until nobody takes more.
+async fn fill(socket: &mut TcpStream) {
+    let piece = bytes(1 << 20, 3);
+    while let Ok(outcome) = tokio::time::timeout(Duration::from_millis(300), socket.write(&piece)).await {
+        outcome.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reset_is_seen_also_of_one_whose_words_nobody_takes() {
+    on_worker(async {
+        for client_resets in [true, false] {
+            let mut pair = Pair::new();
+            for path in Path::both(&mut pair).await {
+                let Path { client, server, near, .. } = path;
+                let (mut resets, _deaf) = if client_resets { (client, server) } else { (server, client) };
+                fill(&mut resets).await;
+                reset(resets);
+                let near = tokio::time::timeout(Duration::from_secs(5), near).await.expect("it ends");
+                let reason = near.unwrap().unwrap_err().reason();
+                assert_eq!(reason, if client_resets { "downstream_reset" } else { "upstream_reset" });
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reset_is_seen_also_of_one_that_had_ended_and_waits() {
+    on_worker(async {
+        let mut pair = Pair::new();
+        for mut path in Path::both(&mut pair).await {
+            path.client.shutdown().await.unwrap();
+            assert_eq!(read_all(&mut path.server).await.unwrap(), b"");
+            reset(path.client);
+            let near = tokio::time::timeout(Duration::from_secs(5), path.near).await.expect("it ends");
+            assert_eq!(near.unwrap().unwrap_err().reason(), "downstream_reset");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_tiny_words_to_one_who_does_not_read_end_no_tunnel() {
+    on_worker(async {
+        let mut pair = Pair::new();
+        // A connection that holds little in the kernel.
+        let listening = TcpSocket::new_v4().unwrap();
+        listening.set_recv_buffer_size(4096).unwrap();
+        listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = listening.listen(1).unwrap();
+        let dialling = TcpSocket::new_v4().unwrap();
+        dialling.set_send_buffer_size(4096).unwrap();
+        let dialled = dialling.connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+
+        let (near, far) = pair.connected().await;
+        let mut near = near.stream;
+        let (_, far) = run(|meter| async move { copy::tunnel_with_tcp(far, dialled, &meter).await });
+        let mut sent = bytes(500_000, 1);
+        near.write_all(&sent).await.unwrap();
+        for n in 0..60_000_u32 {
+            near.write_all(&[n as u8]).await.unwrap();
+            sent.push(n as u8);
+        }
+        near.shutdown().await.unwrap();
+        let mut got = vec![0; sent.len()];
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::timeout(Duration::from_secs(20), server.read_exact(&mut got)).await.unwrap().unwrap();
+        assert!(got == sent);
+        server.shutdown().await.unwrap();
+        far.await.unwrap().unwrap();
     })
     .await;
 }

@@ -9,6 +9,7 @@ use tokio::{
     time::Instant,
 };
 use underpass_hbone::{OpenError, PoolOptions, TunnelKey};
+use underpass_identity::testing::TestAuthority;
 use underpass_model::PodUid;
 
 use crate::support::{CLIENT, Pair, SERVER, ask, certificates, id, key, on_worker, request, server_options, settle};
@@ -185,6 +186,93 @@ async fn an_answer_that_never_comes_is_an_error_at_the_deadline() {
         let mut incoming = pair.incoming.recv().await.unwrap();
         incoming.cancelled().await;
         assert_eq!(pair.pool.status()[0].streams, 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_whose_peer_fell_silent_is_left_within_seconds() {
+    on_worker(async {
+        let mut pair = Pair::with(PoolOptions { max_streams: 30, ..PoolOptions::default() }, server_options());
+        pair.echo();
+        let mut old = join_all((0..40).map(|_| pair.open())).await;
+        assert_eq!((pair.far.dials.get(), pair.pool.status().len()), (2, 2));
+        old.truncate(10);
+        settle().await;
+        pair.far.cable.cut();
+        pair.rewire();
+        let since = Instant::now();
+        for tunnel in join_all((0..20).map(|_| pair.open())).await {
+            ask(&mut tunnel.unwrap().stream).await;
+        }
+        assert!(since.elapsed() < Duration::from_secs(7), "{:?}", since.elapsed());
+        assert_eq!(pair.far.dials.get(), 3, "one new tunnel, and the silent ones are not tried in turn");
+        ask(&mut pair.open().await.unwrap().stream).await;
+        assert!(since.elapsed() < Duration::from_secs(7));
+        let silence = old[0].as_mut().unwrap().stream.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(silence.kind(), io::ErrorKind::ConnectionReset);
+        assert!(since.elapsed() > Duration::from_secs(25), "streams that were open may hope for longer");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_tunnel_whose_peer_is_silent_is_an_error_within_seconds() {
+    on_worker(async {
+        let pair = Pair::new();
+        let (key, request, tls) = (key(), request(), &certificates().client.client);
+        let since = Instant::now();
+        let mute = || async {
+            let (near, far) = duplex(1 << 20);
+            tokio::task::spawn_local(async move {
+                let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&certificates().server.server));
+                let _held = acceptor.accept(far).await.unwrap();
+                std::future::pending::<()>().await;
+            });
+            Ok(near)
+        };
+        let error = pair.pool.open(&key, &request, tls, mute).await.unwrap_err();
+        assert_eq!((error.reason(), error.retry_elsewhere()), ("tunnel_silent", true));
+        assert_eq!(since.elapsed().as_secs(), 6);
+        settle().await;
+        assert!(pair.pool.status().is_empty(), "{:?}", pair.pool.status());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_credentials_get_a_new_tunnel_and_old_streams_finish() {
+    on_worker(async {
+        let mut pair = Pair::new();
+        pair.echo();
+        let mut old = pair.open().await.unwrap();
+        let renewed = certificates().authority.credentials(&id(CLIENT));
+        let (key, request) = (key(), request());
+        for _ in 0..2 {
+            let mut new = pair.pool.open(&key, &request, &renewed.client, || pair.far.dial()).await.unwrap();
+            ask(&mut new.stream).await;
+        }
+        assert_eq!(pair.far.dials.get(), 2);
+        ask(&mut old.stream).await;
+        drop(old);
+        settle().await;
+        assert_eq!(pair.far.ended.get(), 1, "the old tunnel ends with its last stream");
+        assert_eq!(pair.pool.status().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_with_other_credentials_that_fails_says_nothing_of_ours() {
+    on_worker(async {
+        let mut pair = Pair::new();
+        pair.echo();
+        let stranger = TestAuthority::new().credentials(&id(CLIENT));
+        let (key, request) = (key(), request());
+        let theirs = pair.pool.open(&key, &request, &stranger.client, || pair.far.dial());
+        let (theirs, ours) = tokio::join!(theirs, pair.open());
+        assert_eq!(theirs.unwrap_err().reason(), "tunnel_tls_failed");
+        ask(&mut ours.unwrap().stream).await;
     })
     .await;
 }

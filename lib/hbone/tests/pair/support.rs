@@ -28,13 +28,16 @@ pub(crate) const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/db";
 pub(crate) struct Certificates {
     pub(crate) client: Arc<Credentials>,
     pub(crate) server: Arc<Credentials>,
+    /// Who issued them.
+    pub(crate) authority: TestAuthority,
 }
 
 pub(crate) fn certificates() -> &'static Certificates {
     static MADE: OnceLock<Certificates> = OnceLock::new();
     MADE.get_or_init(|| {
         let authority = TestAuthority::new();
-        Certificates { client: authority.credentials(&id(CLIENT)), server: authority.credentials(&id(SERVER)) }
+        let (client, server) = (authority.credentials(&id(CLIENT)), authority.credentials(&id(SERVER)));
+        Certificates { client, server, authority }
     })
 }
 
@@ -170,6 +173,11 @@ impl Pair {
     pub(crate) fn open(&self) -> impl Future<Output = Result<Tunnel, OpenError>> + use<> {
         let (pool, far) = (self.pool.clone(), self.far.clone());
         async move { pool.open(&key(), &request(), &certificates().client.client, || far.dial()).await }
+    }
+
+    /// What leads to the far end through other wires than before.
+    pub(crate) fn rewire(&mut self) {
+        self.far.cable = Cable::default();
     }
 
     /// Both ends of a new stream.

@@ -116,7 +116,10 @@ impl Ledger {
         let fetches = self.entries.values().filter_map(|entry| Some(entry.next_fetch(now, &self.options)?.1));
         let forgotten =
             self.entries.values().filter_map(|entry| Some(entry.unwanted_since? + self.options.forget_after));
-        fetches.chain(forgotten).min()
+        // The roots of a certificate leave with it.
+        let expiries = self.held().map(|issued| issued.certificate.not_after());
+        let expired = expiries.filter_map(|expiry| Some(now.instant + expiry.duration_since(now.wall).ok()?));
+        fetches.chain(forgotten).chain(expired).min()
     }
 
     /// Takes a certificate of an earlier process that passed all checks. Nobody wants it yet.
@@ -144,7 +147,7 @@ impl Ledger {
         entry.held = Some(Held { issued, credentials, renew_at });
         entry.failure = None;
         entry.backoff.reset();
-        self.refresh_roots();
+        self.refresh_roots(now.wall);
         Ok(())
     }
 
@@ -158,16 +161,14 @@ impl Ledger {
         Some(delay)
     }
 
-    /// Forgets what nobody wanted for long enough; says whether there was any.
+    /// Forgets what nobody wanted for long enough, and roots that no valid certificate came with; says whether there was
+    /// any.
     pub(super) fn forget(&mut self, now: Moment) -> bool {
         let before = self.entries.len();
         let kept_for = self.options.forget_after;
         self.entries.retain(|_, entry| entry.unwanted_since.is_none_or(|since| now.instant < since + kept_for));
         let forgot = self.entries.len() != before;
-        if forgot {
-            self.refresh_roots();
-        }
-        forgot
+        self.refresh_roots(now.wall) || forgot
     }
 
     /// The credentials of all identities.
@@ -211,15 +212,17 @@ impl Ledger {
         all
     }
 
-    /// Trusts the union of all roots that came with what is held; when that changed, rebuilds everything.
-    fn refresh_roots(&mut self) {
-        let held = self.entries.values().filter_map(|entry| entry.held.as_ref());
-        let union = held.map(|held| held.issued.roots.clone()).reduce(|all, roots| all.union(&roots));
+    /// Trusts the union of all roots that came with certificates that are held and valid; when that changed, rebuilds
+    /// everything and says so. A certificate that is wanted and cannot be renewed is held for long after its end: what it
+    /// came with may have been replaced for a reason.
+    fn refresh_roots(&mut self, now: SystemTime) -> bool {
+        let valid = self.held().filter(|issued| now < issued.certificate.not_after());
+        let union = valid.map(|issued| issued.roots.clone()).reduce(|all, roots| all.union(&roots));
         if union == self.roots {
-            return;
+            return false;
         }
         self.roots = union;
-        let Some(roots) = &self.roots else { return };
+        let Some(roots) = &self.roots else { return true };
         tracing::info!(roots = roots.roots().len(), "the trusted roots changed");
         for held in self.entries.values_mut().filter_map(|entry| entry.held.as_mut()) {
             self.generation += 1;
@@ -229,6 +232,7 @@ impl Ledger {
                 Err(error) => tracing::error!(%error, "cannot rebuild credentials with the new roots"),
             }
         }
+        true
     }
 }
 

@@ -20,6 +20,8 @@ struct Fake {
     roots: Mutex<Option<String>>,
     script: Mutex<VecDeque<Script>>,
     otherwise: Mutex<Script>,
+    /// Who never gets anything.
+    refused: Mutex<Option<String>>,
     calls: Mutex<Vec<(String, Instant)>>,
     /// How many may be answered.
     gate: Semaphore,
@@ -83,6 +85,8 @@ impl CertificateAuthority for Handle {
             fake.gate.acquire().await.unwrap().forget();
             fake.under_way.lock().unwrap().0 -= 1;
             let script = fake.script.lock().unwrap().pop_front().unwrap_or(*fake.otherwise.lock().unwrap());
+            let is_refused = fake.refused.lock().unwrap().as_deref() == Some(identity.service_account());
+            let script = if is_refused { Script::Refuse } else { script };
             fake.answer(script, &csr_pem, &identity, ttl)
         })
     }
@@ -103,6 +107,7 @@ fn bench(change: impl FnOnce(&mut StoreOptions)) -> Bench {
         roots: Mutex::default(),
         script: Mutex::default(),
         otherwise: Mutex::new(Script::Sign),
+        refused: Mutex::default(),
         calls: Mutex::default(),
         gate: Semaphore::new(Semaphore::MAX_PERMITS / 2),
         under_way: Mutex::default(),
@@ -274,6 +279,25 @@ async fn a_new_root_is_trusted_by_all_at_once_and_the_old_one_leaves_with_its_la
     *fake.roots.lock().unwrap() = None;
     pass(HOUR * 13).await;
     assert_eq!(roots_of(&store), new.roots());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_roots_of_an_expired_certificate_are_trusted_no_longer() {
+    let Bench { fake, store, .. } = bench(|_| {});
+    let _wants = [store.want(&identity("web")), store.want(&identity("stuck"))];
+    store.wait(&identity("web"), HOUR).await.unwrap();
+    store.wait(&identity("stuck"), HOUR).await.unwrap();
+    let old = fake.signer.lock().unwrap().roots();
+    let new = Arc::new(TestAuthority::new());
+    *fake.signer.lock().unwrap() = Arc::clone(&new);
+    *fake.refused.lock().unwrap() = Some("stuck".to_owned());
+    pass(HOUR * 13).await;
+    assert_eq!(roots_of(&store), old.union(&new.roots()), "one is renewed, the other still valid");
+    let before = generation(&store, "web").unwrap();
+    pass(HOUR * 11 + SOON).await;
+    assert!(store.credentials(&identity("stuck")).is_none());
+    assert_eq!(roots_of(&store), new.roots());
+    assert!(generation(&store, "web").unwrap() > before, "those who still serve trust it no longer");
 }
 
 fn roots_of(store: &CertificateStore) -> TrustBundle {

@@ -8,16 +8,29 @@ use crate::{manifest::Manifest, object::ObjectKey};
 /// One file: what is in force of it, and what it would like instead.
 ///
 /// No two files have one object in force; [`settle`] keeps it so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FileState {
     good: Manifest,
     offered: Option<Manifest>,
+    /// What the offer was read from, if somebody wants to know when it comes into force.
+    contents: Option<Vec<u8>>,
+    accepted: Option<Vec<u8>>,
+    /// Nothing of the file has ever been in force.
+    never: bool,
     problem: Option<FileError>,
+}
+
+impl Default for FileState {
+    fn default() -> Self {
+        let good = Manifest::default();
+        Self { good, offered: None, contents: None, accepted: None, never: true, problem: None }
+    }
 }
 
 impl FileState {
     /// Takes what was read of the file; [`settle`] decides whether it comes into force.
-    pub(super) fn offer(&mut self, read: Result<Manifest, FileError>) {
+    pub(super) fn offer(&mut self, read: Result<Manifest, FileError>, contents: Option<Vec<u8>>) {
+        self.contents = contents.filter(|_| read.is_ok());
         match read {
             Ok(manifest) => (self.offered, self.problem) = (Some(manifest), None),
             Err(error) => (self.offered, self.problem) = (None, Some(error)),
@@ -34,6 +47,16 @@ impl FileState {
         self.problem.as_ref()
     }
 
+    /// Nothing of the file has ever been in force, in this process or as far as the one before left word.
+    pub(super) fn is_lost(&self) -> bool {
+        self.never && self.problem.is_some()
+    }
+
+    /// The contents that came into force since the last call.
+    pub(super) fn take_accepted(&mut self) -> Option<Vec<u8>> {
+        self.accepted.take()
+    }
+
     /// Brings the offer into force; objects that are as before stay the same value, so that others may compare pointers.
     fn accept(&mut self) {
         let Some(mut offered) = self.offered.take() else { return };
@@ -42,7 +65,8 @@ impl FileState {
                 located.object = before.object.clone();
             }
         }
-        (self.good, self.problem) = (offered, None);
+        (self.good, self.problem, self.never) = (offered, None, false);
+        self.accepted = self.contents.take();
     }
 
     fn claims(&self, accepted: bool) -> &Manifest {
@@ -133,7 +157,7 @@ mod tests {
                 let name = format!("{file}.yaml");
                 let offered = manifest(&pods);
                 let read = if is_broken { Err(FileError::Unreadable("broken".into())) } else { Ok(offered.clone()) };
-                files.entry(name.clone()).or_default().offer(read);
+                files.entry(name.clone()).or_default().offer(read, None);
                 latest.insert(name, (offered, is_broken));
                 settle(&mut files);
                 let mut seen = BTreeSet::new();

@@ -66,6 +66,69 @@ fn a_file_that_was_broken_from_the_start_holds_nothing() {
     assert_eq!((error.line(), error.field(), error.reason()), (Some(3), Some("metadata.labels"), "field"));
 }
 
+/// A process with copies that starts, looks, and ends; what it sees and which files are lost to it.
+fn process(home: &Path) -> (Vec<String>, Vec<String>, Vec<bool>) {
+    let directory = Directory::open_keeping(&home.join("objects"), &home.join("state/objects")).unwrap();
+    let Snapshot { objects, problems, .. } = directory.snapshot();
+    let file = |problem: &Problem| problem.file.file_name().unwrap().to_string_lossy().into_owned();
+    (
+        objects.pods.keys().map(|name| name.name.clone()).collect(),
+        problems.iter().map(file).collect(),
+        problems.iter().map(|problem| problem.is_lost).collect(),
+    )
+}
+
+#[test]
+fn a_file_that_is_broken_at_the_next_start_is_as_it_was_last_good() {
+    let home = tempfile::tempdir().unwrap();
+    let put = |file: &str, contents: &str| {
+        fs::create_dir_all(home.path().join("objects")).unwrap();
+        write(&home.path().join("objects").join(file), contents.as_bytes(), 0o644).unwrap();
+    };
+    put("a.yaml", &pods(&["a1"]));
+    put("b.yaml", &pods(&["b1"]));
+    put("broken.yaml", "kind: [");
+    assert_eq!(process(home.path()), (strings(["a1", "b1"]), strings(["broken.yaml"]), vec![true]));
+    put("a.yaml", "kind: [");
+    put("b.yaml", &pods(&["b2"]));
+    for _ in 0..2 {
+        let (seen, files, lost) = process(home.path());
+        assert_eq!(
+            (seen, lost),
+            (strings(["a1", "b2"]), vec![false, true]),
+            "a.yaml is kept, broken.yaml never was good"
+        );
+        assert_eq!(files, strings(["a.yaml", "broken.yaml"]));
+    }
+    fs::remove_file(home.path().join("objects/a.yaml")).unwrap();
+    put("c.yaml", &pods(&["a1"]));
+    put("broken.yaml", &pods(&["x"]));
+    assert_eq!(process(home.path()), (strings(["a1", "b2", "x"]), vec![], vec![]), "what is gone is not kept");
+    put("a.yaml", "kind: [");
+    assert_eq!(process(home.path()).2, [true], "a new file of an old name");
+}
+
+#[test]
+fn who_held_an_object_keeps_it_across_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(home.path().join("objects")).unwrap();
+    fs::write(home.path().join("objects/b.yaml"), pods(&["x", "y"])).unwrap();
+    process(home.path());
+    fs::write(home.path().join("objects/a.yaml"), pods(&["x"])).unwrap();
+    assert_eq!(process(home.path()), (strings(["x", "y"]), strings(["a.yaml"]), vec![true]));
+}
+
+#[test]
+fn copies_are_for_nobody_else() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = tempfile::tempdir().unwrap();
+    fs::create_dir(home.path().join("objects")).unwrap();
+    fs::write(home.path().join("objects/a.yaml"), pods(&["x"])).unwrap();
+    process(home.path());
+    let mode = |path: &str| fs::metadata(home.path().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("state/objects"), mode("state/objects/a.yaml")), (0o700, 0o600));
+}
+
 #[test]
 fn who_held_an_object_keeps_it_and_the_other_file_is_told() {
     let mut bench = Bench::new();

@@ -1,8 +1,15 @@
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use prost_types::{Struct, Value, value::Kind};
 use tokio::net::TcpListener;
-use tonic::{Code, metadata::MetadataMap, transport::Server};
+use tonic::{Code, metadata::MetadataMap, service::InterceptorLayer, transport::Server};
 use underpass_identity::{
     CertificateStore, Expected, GrpcAuthority, KeyPair, StoreOptions, check_peer, tls,
     wire::istio_certificate_service_client::IstioCertificateServiceClient,
@@ -15,21 +22,26 @@ use underpass_runtime::{
 };
 
 use super::*;
-use crate::ca::{AuthorityOptions, NotAttested, Serving, Unauthenticated, accept, bearer};
+use crate::ca::{AuthorityOptions, Limits, NotAttested, Serving, Unauthenticated, accept, admit, bearer};
 
 const NAME: &str = "underpass-operator.underpass-system.svc";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a connection lasts on which nobody shows a token.
+const STRANGER: Duration = Duration::from_millis(500);
 
 fn identity(account: &str) -> Identity {
     format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
 }
 
-/// Node `a` has the token `token-a` and runs `web` and `api`.
-fn service(authority: Authority) -> CertificateService<impl Authenticate, impl Attest> {
-    let authenticate = |metadata: &MetadataMap| match bearer(metadata)? {
+fn authenticate(metadata: &MetadataMap) -> Result<NodeName, Unauthenticated> {
+    match bearer(metadata)? {
         "token-a" => Ok(NodeName::new("a").unwrap()),
         _ => Err(Unauthenticated::UnknownToken),
-    };
+    }
+}
+
+/// Node `a` has the token `token-a` and runs `web` and `api`.
+fn service(authority: Authority) -> CertificateService<impl Authenticate, impl Attest> {
     let attest = |node: &NodeName, identity: &Identity| {
         assert_eq!(node.as_str(), "a");
         if ["web", "api"].contains(&identity.service_account()) { Ok(()) } else { Err(NotAttested::NotOnNode) }
@@ -54,17 +66,23 @@ impl Bench {
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::new();
         let config = Serving::config(&authority, &[NAME.to_owned()]).unwrap();
-        let incoming = accept(listener, config, shutdown.clone());
-        let server = Server::builder().add_service(service(authority.clone()).into_server());
+        let limits = Limits { stranger: STRANGER, ..Limits::default() };
+        let incoming = accept(listener, config, limits, shutdown.clone());
+        let admit = InterceptorLayer::new(admit(authenticate));
+        let server = Server::builder().layer(admit).add_service(service(authority.clone()).into_server());
         tasks::spawn("server", async move { Box::pin(server.serve_with_incoming(incoming)).await.unwrap() });
         std::fs::write(place.path().join("token"), "token-a\n").unwrap();
         Self { place, address, authority, shutdown }
     }
 
     fn control(&self, name: &str) -> Control {
+        self.control_at(self.address, name)
+    }
+
+    fn control_at(&self, address: SocketAddr, name: &str) -> Control {
         let file = |name: &str| -> std::path::PathBuf { Path::new(self.place.path()).join(name) };
         Control::new(ControlOptions {
-            address: format!("https://{}", self.address),
+            address: format!("https://{address}"),
             root_file: file("state/root.pem"),
             server_name: name.to_owned(),
             token_file: file("token"),
@@ -119,6 +137,58 @@ async fn a_client_that_wants_another_name_or_root_does_not_connect() {
     let roots = Authority::open(options, SystemTime::now()).unwrap().roots_pem();
     std::fs::write(bench.place.path().join("state/root.pem"), roots).unwrap();
     assert!(bench.control(NAME).channel().await.is_err());
+}
+
+/// A way to an address that counts who takes it.
+async fn counted(to: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counting = Arc::clone(&count);
+    tasks::spawn("counted", async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            counting.fetch_add(1, Ordering::Relaxed);
+            let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+            tasks::spawn("forward", async move {
+                let _how = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    (address, count)
+}
+
+#[tokio::test]
+async fn a_connection_without_a_token_is_ended_and_one_with_a_token_lasts() {
+    let bench = Bench::new().await;
+    let (address, connections) = counted(bench.address).await;
+    let channel = bench.control_at(address, NAME).channel().await.unwrap();
+    let mut known = IstioCertificateServiceClient::new(channel);
+    let mut call = async |token: &'static str| {
+        let mut request = Request::new(IstioCertificateRequest::default());
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        known.create_certificate(request).await.unwrap_err().code()
+    };
+    assert_eq!(call("token-a").await, Code::InvalidArgument, "known, and asked for nothing");
+    // A stranger who came later is gone, so the first one's time would be over too.
+    let roots = rustls_pki_types::pem::PemObject::from_pem_slice(bench.authority.roots_pem().as_bytes()).unwrap();
+    let mut store = rustls::RootCertStore::empty();
+    store.add(roots).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![tls::ALPN.to_vec()];
+    let stream = tokio::net::TcpStream::connect(bench.address).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let mut stranger = connector.connect(NAME.try_into().unwrap(), stream).await.unwrap();
+    let ended = async {
+        let mut greeting = Vec::new();
+        // An end without a farewell is an end too.
+        let _how = tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut greeting).await;
+    };
+    tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    assert_eq!(call("token-a").await, Code::InvalidArgument);
+    assert_eq!(connections.load(Ordering::Relaxed), 1, "was cut off and connected anew");
 }
 
 #[tokio::test]

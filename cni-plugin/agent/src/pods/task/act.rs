@@ -1,20 +1,20 @@
 //! The steps that change something: enrol, watch, leave, give up.
 
 use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     os::fd::{AsFd as _, BorrowedFd},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
 use tokio::time::{Instant, timeout, timeout_at};
-use underpass_enrolment::{
-    node::ReleaseReason,
-    plugin::{Link, PluginFailure},
-};
+use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
+use underpass_model::PodUid;
 use underpass_objects::{CaptureReport, CaptureState};
 use underpass_runtime::Chain;
 
-use super::{PodTask, blocking, failure};
+use super::{PodTask, Rules, blocking, failure};
 use crate::{
     exclusions::Exclusions,
     find,
@@ -24,11 +24,6 @@ use crate::{
     proxies::Proxies,
     redirect::{Phase, Verified},
 };
-
-/// For a proxy to come back after the agent's restart, before captured connections are taken for ended.
-const PROXY_RETURNS: Duration = Duration::from_secs(10);
-/// What is captured may live as long as it wants.
-const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl PodTask {
     /// Listeners, certificate, rules, report: in this order, so that nothing is redirected to nobody and nobody is
@@ -57,16 +52,9 @@ impl PodTask {
             return Some(Err(failure));
         }
         self.serve();
+        self.at(Link::Proxy, "the node proxy is asked to serve the pod");
         let (proxies, uid) = (self.shared.proxies.clone(), self.uid.clone());
-        let admitted = async move {
-            accepted(&proxies, &uid, deadline).await?;
-            let ready = timeout_at(deadline, proxies.ready(&uid)).await;
-            ready.map_err(|_| {
-                let why = proxies.not_ready(&uid);
-                failure(Link::Certificate, why.unwrap_or_else(|| "the node proxy has no certificate yet".to_owned()))
-            })
-        };
-        if let Err(failure) = self.unless_interrupted(admitted).await? {
+        if let Err(failure) = self.unless_interrupted(async move { admitted(&proxies, &uid, deadline).await }).await? {
             return Some(Err(failure));
         }
         Some(self.capture(exclusions).await)
@@ -76,7 +64,9 @@ impl PodTask {
         // Written down first: rules that nobody remembers would never be taken away.
         self.standing = Standing::Captured;
         self.remember().await;
+        self.at(Link::Rules, "the rules are being written");
         self.apply(exclusions, Phase::Captured).await?;
+        self.at(Link::Agent, "the pod is being reported");
         self.report(CaptureState::Captured).await?;
         self.reported = true;
         Ok(())
@@ -86,18 +76,22 @@ impl PodTask {
     pub(super) async fn watch(&mut self) {
         if self.netns.as_ref().is_some_and(|netns| netns.is_unnamed()) {
             tracing::info!(pod.uid = %self.uid, "the pod's network namespace is gone and no DEL came; it is given up");
-            self.give_up().await;
             self.dismissed = true;
+            self.give_up(Rules::Stay).await;
             return;
         }
         if let Err(failure) = self.look_after().await {
             return self.fail(failure).await;
         }
         self.trouble = None;
-        self.answer(&Ok(true));
-        let jitter = Duration::from_millis(u64::from(self.uid.as_str().bytes().map(u32::from).sum::<u32>() % 1000));
+        if !self.confirm().await {
+            return;
+        }
+        // What a disk refused earlier it may take now.
+        self.remember().await;
+        let next = self.until_next_look();
         let (proxies, uid) = (self.shared.proxies.clone(), self.uid.clone());
-        let wait = timeout(self.shared.limits.reconcile + jitter, async move { proxies.refused(&uid).await });
+        let wait = timeout(next, async move { proxies.refused(&uid).await });
         match self.unless_interrupted(wait).await {
             Some(Ok(why)) => {
                 tracing::warn!(pod.uid = %self.uid, why, "the node proxy does not serve a captured pod; it is asked again");
@@ -108,6 +102,38 @@ impl PodTask {
             Some(Err(_elapsed)) => self.backoff.reset(),
             None => {}
         }
+    }
+
+    /// Answers the ADD of a pod that is captured already, once a proxy that is connected now serves it; false if there
+    /// is something else to see to.
+    async fn confirm(&mut self) -> bool {
+        let Some(adding) = &self.adding else { return true };
+        let deadline = adding.deadline;
+        if self.shared.proxies.lacks(&self.uid).is_some() {
+            self.serve();
+        }
+        let (proxies, uid) = (self.shared.proxies.clone(), self.uid.clone());
+        match self.unless_interrupted(async move { admitted(&proxies, &uid, deadline).await }).await {
+            None => false,
+            Some(Ok(())) => {
+                self.answer(&Ok(true));
+                true
+            }
+            Some(Err(failure)) => {
+                self.fail(failure).await;
+                false
+            }
+        }
+    }
+
+    /// Spread around the interval, and another time for each pod and each look: all pods of a node were taken up at
+    /// once when the agent started.
+    fn until_next_look(&mut self) -> Duration {
+        self.looks = self.looks.wrapping_add(1);
+        let mut hasher = DefaultHasher::new();
+        (self.uid.as_str(), self.looks).hash(&mut hasher);
+        let thousandths = u32::try_from(hasher.finish() % 1000).unwrap_or_default();
+        self.shared.limits.reconcile * (500 + thousandths) / 1000
     }
 
     async fn look_after(&mut self) -> Result<(), PluginFailure> {
@@ -125,13 +151,8 @@ impl PodTask {
             }
             (Err(failure), None) => return Err(failure),
         };
-        let wanted = exclusions.clone();
-        let mend =
-            move |programmer: &Programmer, netns: BorrowedFd<'_>| programmer.mend(netns, &wanted, Phase::Captured);
-        if let Mended::Repaired(difference) = self.program(mend).await? {
-            tracing::warn!(pod.uid = %self.uid, difference, "the rules of a captured pod were put right");
-            metrics::counter!("underpass_agent_rules_repaired_total").increment(1);
-        }
+        self.at(Link::Rules, "the rules are being looked at");
+        self.mend(exclusions.clone(), Phase::Captured).await?;
         self.programmed = Some(exclusions);
         if !self.reported {
             self.report(CaptureState::Captured).await?;
@@ -140,11 +161,26 @@ impl PodTask {
         Ok(())
     }
 
+    async fn mend(&self, exclusions: Exclusions, phase: Phase) -> Result<(), PluginFailure> {
+        // Who waits for an answer is no routine.
+        let _turn = match self.adding {
+            Some(_) => None,
+            None => self.shared.gates.looking.acquire().await.ok(),
+        };
+        let mend = move |programmer: &Programmer, netns: BorrowedFd<'_>| programmer.mend(netns, &exclusions, phase);
+        if let Mended::Repaired(difference) = self.program(mend).await? {
+            tracing::warn!(pod.uid = %self.uid, difference, "the rules of a captured pod were put right");
+            metrics::counter!("underpass_agent_rules_repaired_total").increment(1);
+        }
+        Ok(())
+    }
+
     /// Report, withdrawal, redirect away, last captured connection, cleaning up.
     pub(super) async fn leave(&mut self) {
         self.answer(&Ok(false));
-        if self.netns.as_ref().is_none_or(|netns| netns.is_unnamed()) {
-            return self.give_up().await;
+        self.at(Link::Rules, "the pod is leaving the mesh");
+        if self.hold_netns().await.is_err() {
+            return self.give_up(Rules::Stay).await;
         }
         if self.standing != Standing::Draining && !self.withdraw_report().await {
             return;
@@ -153,12 +189,7 @@ impl PodTask {
         if let Err(failure) = self.apply(Exclusions::default(), Phase::Draining).await {
             return self.fail(failure).await;
         }
-        let (proxies, uid) = (self.shared.proxies.clone(), self.uid.clone());
-        let drained = async move {
-            let _nobody_came = timeout(PROXY_RETURNS, proxies.any_connected()).await;
-            proxies.release(&uid, ReleaseReason::Unenrolled, NO_DEADLINE).await;
-        };
-        if self.unless_interrupted(drained).await.is_none() {
+        if !self.drain().await {
             return;
         }
         if let Err(failure) = self.program(|programmer, netns| programmer.remove(netns)).await {
@@ -171,6 +202,28 @@ impl PodTask {
         self.remember().await;
         self.backoff.reset();
         tracing::info!(pod.uid = %self.uid, "no longer captured");
+    }
+
+    /// True once the last captured connection has ended. Until then the rules that carry it are looked after.
+    async fn drain(&mut self) -> bool {
+        let (proxies, uid, absence) = (self.shared.proxies.clone(), self.uid.clone(), self.shared.limits.absence);
+        let mut drained = pin!(async move { proxies.drained(&uid, absence).await });
+        loop {
+            let next = self.until_next_look();
+            match self.unless_interrupted(timeout(next, &mut drained)).await {
+                None => return false,
+                Some(Ok(())) => return true,
+                Some(Err(_elapsed)) => {}
+            }
+            if self.netns.as_ref().is_some_and(|netns| netns.is_unnamed()) {
+                self.give_up(Rules::Stay).await;
+                return false;
+            }
+            if let Err(failure) = self.mend(Exclusions::default(), Phase::Draining).await {
+                self.fail(failure).await;
+                return false;
+            }
+        }
     }
 
     /// True once no peer dials the pod's tunnel port any more, or the wait was long enough.
@@ -198,20 +251,28 @@ impl PodTask {
         true
     }
 
-    /// Lets go of a sandbox that ends or ended: its peers are told, bounded; its rules die with it.
-    pub(super) async fn give_up(&mut self) {
+    /// Lets go of a sandbox that ends or ended: its peers are told, bounded.
+    pub(super) async fn give_up(&mut self, rules: Rules) {
         self.forget_report().await;
-        let (proxies, farewell) = (&self.shared.proxies, self.shared.limits.farewell);
-        if proxies.serves(&self.uid) {
-            let release = proxies.release(&self.uid, ReleaseReason::Deleted, farewell / 2);
-            if timeout(farewell * 3 / 4, release).await.is_err() {
-                tracing::warn!(pod.uid = %self.uid, "the node proxy has not released a deleted pod in time");
-            }
-            if timeout(farewell / 4, proxies.withdraw(&self.uid)).await.is_err() {
-                tracing::warn!(pod.uid = %self.uid, "the node proxy has not stopped serving a deleted pod in time");
-            }
+        let takes_away = rules == Rules::TakeAway && self.standing != Standing::Out;
+        let takes_away = takes_away && self.netns.as_ref().is_some_and(|netns| !netns.is_unnamed());
+        if takes_away {
+            // First, so that nothing is redirected to a proxy that has gone.
+            self.tell_if_it_failed(self.apply_draining().await);
         }
-        self.netns = None;
+        let (proxies, farewell) = (&self.shared.proxies, self.shared.limits.farewell);
+        if timeout(farewell * 3 / 4, proxies.release(&self.uid, farewell / 2)).await.is_err() {
+            tracing::warn!(pod.uid = %self.uid, "the node proxy has not released a deleted pod in time");
+        }
+        if takes_away {
+            self.tell_if_it_failed(self.program(|programmer, netns| programmer.remove(netns)).await);
+        }
+        if timeout(farewell / 4, proxies.withdraw(&self.uid)).await.is_err() {
+            tracing::warn!(pod.uid = %self.uid, "the node proxy has not stopped serving a deleted pod in time");
+        }
+        if let Some(netns) = self.netns.take() {
+            self.shared.holders.release(netns.id, &self.uid);
+        }
         self.standing = Standing::Out;
         self.programmed = None;
         self.reported = false;
@@ -220,10 +281,25 @@ impl PodTask {
         self.remember().await;
     }
 
-    pub(super) async fn check(&mut self) -> Outcome {
-        let wanted = self.facts.borrow().as_ref().is_some_and(|facts| facts.wanted);
+    async fn apply_draining(&self) -> Result<(), PluginFailure> {
+        let nothing = Exclusions::default();
+        self.program(move |programmer, netns| programmer.apply(netns, &nothing, Phase::Draining)).await
+    }
+
+    fn tell_if_it_failed(&self, result: Result<(), PluginFailure>) {
+        if let Err(failure) = result {
+            tracing::warn!(pod.uid = %self.uid, %failure, "rules stay in a network namespace that is given up");
+        }
+    }
+
+    pub(super) async fn check(&mut self, attachment: &Attachment) -> Outcome {
+        let wanted = self.told.borrow().facts.as_ref().is_some_and(|facts| facts.wanted);
         if !wanted {
             return Ok(false);
+        }
+        // A pod that was found by its address has none.
+        if self.held_attachment().is_some_and(|held| held != *attachment) {
+            return Err(failure(Link::Attachment, "the agent knows the pod in another sandbox"));
         }
         if self.standing != Standing::Captured {
             return Err(self.trouble.clone().unwrap_or_else(|| failure(Link::Rules, "the pod is not captured yet")));
@@ -255,8 +331,9 @@ impl PodTask {
     }
 
     fn exclusions(&self) -> Result<Exclusions, PluginFailure> {
-        let facts = self.facts.borrow();
-        let exclusions = facts.as_ref().map_or_else(|| Ok(Exclusions::default()), |facts| facts.exclusions.clone());
+        let told = self.told.borrow();
+        let exclusions =
+            told.facts.as_ref().map_or_else(|| Ok(Exclusions::default()), |facts| facts.exclusions.clone());
         exclusions.map_err(|error| failure(Link::Rules, error.to_string()))
     }
 
@@ -265,16 +342,23 @@ impl PodTask {
         match &self.netns {
             Some(netns) if netns.is_unnamed() => {
                 let message = format!("{} is gone", netns.path.display());
-                self.give_up().await;
+                self.give_up(Rules::Stay).await;
                 return Err(failure(Link::Netns, message));
             }
             Some(_) => return Ok(()),
             None => {}
         }
-        let addresses = self.addresses.clone();
-        let found = blocking(move || find::by_address(&addresses)).await;
+        if self.dismissed || self.told.borrow().facts.as_ref().is_none_or(|facts| facts.terminating) {
+            return Err(failure(Link::Netns, "the pod is ending; its address may be another's by now"));
+        }
+        self.at(Link::Netns, "the pod's network namespace is being looked for");
+        let (addresses, taken) = (self.addresses.clone(), self.shared.holders.others(&self.uid));
+        let found = blocking(move || find::by_address(&addresses, &taken)).await;
         let found = found.ok_or_else(|| failure(Link::Netns, "the search for the network namespace failed"))?;
         let netns = found.map_err(|error| failure(Link::Netns, Chain(&error).to_string()))?;
+        if !self.shared.holders.claim(netns.id, &self.uid) {
+            return Err(failure(Link::Netns, "another pod has taken the network namespace just now"));
+        }
         tracing::info!(pod.uid = %self.uid, path = %netns.path.display(), "found the pod's network namespace");
         self.netns = Some(Arc::new(netns));
         self.remember().await;
@@ -294,6 +378,7 @@ impl PodTask {
     ) -> Result<T, PluginFailure> {
         let netns = self.netns.clone().ok_or_else(|| failure(Link::Netns, "the network namespace is not known"))?;
         let programmer = self.shared.programmer.clone();
+        let _turn = self.shared.gates.programming.acquire().await.ok();
         let done = blocking(move || work(&programmer, netns.as_fd())).await;
         let done = done.ok_or_else(|| failure(Link::Rules, "programming the namespace failed"))?;
         done.map_err(|error| {
@@ -325,13 +410,14 @@ impl PodTask {
     }
 }
 
-async fn accepted(proxies: &Proxies, uid: &underpass_model::PodUid, deadline: Instant) -> Result<(), PluginFailure> {
-    match timeout_at(deadline, proxies.accepted(uid)).await {
+/// Waits until a connected proxy serves the pod with a certificate, or says what is missing.
+async fn admitted(proxies: &Proxies, uid: &PodUid, deadline: Instant) -> Result<(), PluginFailure> {
+    match timeout_at(deadline, proxies.served(uid)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(why)) => Err(failure(Link::Listeners, why)),
-        Err(_) if proxies.is_connected() => {
-            Err(failure(Link::Listeners, "the node proxy has not acknowledged the pod in time"))
-        }
-        Err(_) => Err(failure(Link::Proxy, "no node proxy is connected")),
+        Err(_elapsed) => match proxies.lacks(uid) {
+            Some(missing) => Err(missing),
+            None => Ok(()),
+        },
     }
 }

@@ -1,0 +1,101 @@
+//! Peers whose certificates the mesh's own root signed, and who must not be let in all the same.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, ensure};
+use rcgen::{CertificateParams, DistinguishedName, Issuer, SanType, SubjectPublicKeyInfo};
+use serde_json::Value;
+use tokio::{net::TcpStream, task::LocalSet};
+use underpass_e2e::{SHORT, World, identity_of, said, world};
+use underpass_hbone::{ConnectHeaders, ConnectRequest, Pool, PoolOptions, TunnelKey};
+use underpass_identity::{Credentials, Issued, KeyPair, certificate::set_validity};
+use underpass_lab::{Lab, Place, eventually};
+use underpass_model::{Identity, PodUid, WorkloadUid, names::HBONE_PORT};
+
+/// Credentials that are valid around an instant, signed by the key of the lab's root, which the operator would not do.
+fn signed_by_the_root(lab: &Lab, identity: &Identity, around: SystemTime) -> Result<Credentials> {
+    const MARGIN: Duration = Duration::from_secs(60);
+    let file = |name: &str| fs::read_to_string(lab.paths().operator().join(name)).context("reading the root");
+    let (roots, root_key) = (file("root.pem")?, file("root-key.pem")?);
+    let issuer = Issuer::from_ca_cert_pem(&roots, rcgen::KeyPair::from_pem(&root_key)?)?;
+
+    let key = Arc::new(KeyPair::generate()?);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+    set_validity(&mut params, around - MARGIN, around + MARGIN);
+    let leaf = params.signed_by(&SubjectPublicKeyInfo::from_der(&key.public_key_info())?, &issuer)?;
+    let issued = Issued::from_answer(&[leaf.pem(), roots], key, identity, around)?;
+    Ok(Credentials::new(&issued.certificate, &issued.roots, 1)?)
+}
+
+/// Asks, from outside the mesh, for a stream to the far pod's web server.
+fn open(world: &World, credentials: &Credentials) -> Result<()> {
+    let at = |port| SocketAddr::new(world.far.v4().unwrap(), port);
+    let key = TunnelKey {
+        pod: PodUid::new("forged"),
+        own: credentials.identity.clone(),
+        destination: WorkloadUid::of_pod("Kubernetes", "mesh", "far"),
+        address: at(HBONE_PORT),
+        expect: Arc::from([identity_of(&world.far).parse()?]),
+    };
+    let request = ConnectRequest { authority: at(8080).to_string().parse()?, headers: ConnectHeaders::default() };
+    world.lab.inside(Place::Outside, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, async {
+            let pool = Pool::new(PoolOptions::default());
+            pool.open(&key, &request, &credentials.client, || TcpStream::connect(key.address)).await?;
+            Ok(())
+        })
+    })
+}
+
+/// Waits for a line of the access log on what came from outside.
+fn line(world: &World, what: &str, wanted: impl Fn(&Value) -> bool) {
+    eventually(SHORT, what, || {
+        let lines = world.lab.access_log(&world.far.node)?;
+        let outside = |line: &&Value| said(line, "src.addr").starts_with("172.30.0.100:");
+        let found = lines.iter().filter(outside).any(&wanted);
+        ensure!(found, "{:#?}", lines.iter().filter(outside).collect::<Vec<_>>());
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_certificate_of_the_mesh_opens_a_tunnel_from_outside() {
+    let world = world();
+    let visitor: Identity = "spiffe://cluster.local/ns/plain/sa/visitor".parse().unwrap();
+    let credentials = signed_by_the_root(&world.lab, &visitor, SystemTime::now()).unwrap();
+    open(&world, &credentials).unwrap();
+    line(&world, "the visitor's line", |line| said(line, "src.identity") == visitor.to_string());
+}
+
+#[test]
+fn another_trust_domain_under_the_right_root_is_refused() {
+    let world = world();
+    let foreigner: Identity = "spiffe://elsewhere/ns/mesh/sa/client".parse().unwrap();
+    let credentials = signed_by_the_root(&world.lab, &foreigner, SystemTime::now()).unwrap();
+    open(&world, &credentials).unwrap_err();
+    line(&world, "the refusal", |line| {
+        said(line, "reason") == "peer_wrong_trust_domain" && said(line, "error").contains("spiffe://elsewhere/")
+    });
+}
+
+#[test]
+fn an_expired_certificate_is_refused() {
+    let world = world();
+    let late: Identity = "spiffe://cluster.local/ns/mesh/sa/late".parse().unwrap();
+    let credentials = signed_by_the_root(&world.lab, &late, SystemTime::now() - Duration::from_secs(240)).unwrap();
+    open(&world, &credentials).unwrap_err();
+    line(&world, "the refusal", |line| {
+        // Where the TLS library looks at the dates first, it is the one who refuses.
+        let refused = ["peer_certificate_expired", "tunnel_tls_failed"].contains(&said(line, "reason"));
+        refused && said(line, "error").contains("expired")
+    });
+}
