@@ -98,6 +98,7 @@ const SECTIONS: [Section; 9] = [
             ("tunnel_no_answer", "the peer did not answer the CONNECT in time"),
             ("tunnel_refused", "the peer answered the CONNECT with another status than 200"),
             ("tunnel_reset", "the peer reset the CONNECT"),
+            ("tunnel_silent", "nothing was heard from the peer after the CONNECT, not even an answer to a PING"),
             ("tunnel_tls_failed", "the TLS handshake failed"),
             ("tunnel_wrong_protocol", "the other end of TLS does not speak HTTP/2"),
         ],
