@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use underpass_lab::{Lab, Options, Place, PodSpec, parse_label};
+use underpass_lab::{Lab, Options, Place, PodName, PodSpec, parse_label};
+use underpass_model::names::{ENROLLED, MESH_LABEL, NOT_ENROLLED};
+use underpass_objects::Kind;
 
 use crate::screen::{Progress, say};
 
@@ -129,12 +131,15 @@ enum PodVerb {
         node: String,
         /// NAMESPACE/NAME.
         pod: String,
-        /// The service account it runs as; its name unless given.
+        /// The service account it runs as; unless given, one that is called like the pod.
         #[arg(long)]
         service_account: Option<String>,
         /// Labels, `KEY=VALUE`.
         #[arg(long)]
         label: Vec<String>,
+        /// Annotations, `KEY=VALUE`.
+        #[arg(long)]
+        annotation: Vec<String>,
     },
     /// Delete a pod, gracefully.
     Delete {
@@ -232,6 +237,9 @@ fn place(lab: &Lab, text: &str) -> Result<Place> {
 fn label(lab: &Lab, kind: Labelled, object: &str, labels: &[String]) -> Result<()> {
     for text in labels {
         let (key, value) = parse_label(text)?;
+        if key == MESH_LABEL && value.as_deref().is_some_and(|value| value != ENROLLED && value != NOT_ENROLLED) {
+            bail!("{MESH_LABEL} is {ENROLLED} or {NOT_ENROLLED}: with another value nobody would be enrolled");
+        }
         match kind {
             Labelled::Namespace => lab.label_namespace(object, &key, value.as_deref())?,
             Labelled::Pod => lab.label_pod(&lab.find_pod(object)?, &key, value.as_deref())?,
@@ -247,6 +255,7 @@ fn apply(lab: &Lab, file: &PathBuf) -> Result<()> {
     } else {
         fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
     };
+    check(lab, &text)?;
     for object in lab.apply(&text)? {
         let namespace = object.namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
         say(&format!("{} {namespace}{} written", object.kind, object.name));
@@ -254,10 +263,20 @@ fn apply(lab: &Lab, file: &PathBuf) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what the operator would refuse, while the user still looks; and pods, which are more than a manifest.
+fn check(lab: &Lab, text: &str) -> Result<()> {
+    let manifest = underpass_objects::manifest::read(text.as_bytes())?;
+    for key in manifest.objects.keys().filter(|key| key.kind == Kind::Pod) {
+        let pod = PodName::new(&key.name.namespace, &key.name.name);
+        ensure!(lab.pod(&pod).is_ok(), "there is no pod {pod}: make it with `underpass lab pod add NODE {pod}`");
+    }
+    Ok(())
+}
+
 fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
     need_root()?;
     match verb {
-        PodVerb::Add { node, pod, service_account, label } => {
+        PodVerb::Add { node, pod, service_account, label, annotation } => {
             let (namespace, name) = pod.split_once('/').context("a new pod's name is NAMESPACE/NAME")?;
             let mut spec = PodSpec::new(&node, namespace, name);
             if let Some(account) = service_account {
@@ -266,6 +285,10 @@ fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
             for text in label {
                 let (key, value) = parse_label(&text)?;
                 spec = spec.label(&key, &value.context("a new pod's labels are KEY=VALUE")?);
+            }
+            for text in annotation {
+                let (key, value) = text.split_once('=').context("a new pod's annotations are KEY=VALUE")?;
+                spec = spec.annotation(key, value);
             }
             let pod = lab.pod_add(&spec)?;
             let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();

@@ -1,6 +1,7 @@
 //! The manifests of a lab: ordinary Kubernetes objects, one file each, in the directory that the mesh watches.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::place::check_label;
+use crate::{place::check_label, services::virtual_addresses};
 
 /// The manifests of one lab.
 #[derive(Clone, Debug)]
@@ -83,7 +84,23 @@ impl Manifests {
                 objects.push((name, object));
             }
         }
+        self.check_addresses(&objects)?;
         objects.into_iter().map(|(name, object)| self.write(&name, object).map(|()| name)).collect()
+    }
+
+    /// Two services at one address would send traffic to either, on each node as it comes.
+    fn check_addresses(&self, applied: &[(ObjectName, Value)]) -> Result<()> {
+        let mut taken = BTreeMap::new();
+        let stay = self.all("Service")?.into_iter().filter_map(|object| Some((ObjectName::of(&object).ok()?, object)));
+        let stay: Vec<_> = stay.filter(|(name, _)| !applied.iter().any(|(other, _)| other == name)).collect();
+        for (name, object) in stay.iter().chain(applied).filter(|(name, _)| name.kind == "Service") {
+            for address in virtual_addresses(object) {
+                if let Some(other) = taken.insert(address, &name.name) {
+                    bail!("services {other} and {} both have the address {address}: give each its own", name.name);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes one object, whole or not at all.
@@ -93,11 +110,19 @@ impl Manifests {
     }
 
     fn place(&self, name: &ObjectName, mut object: Value) -> Result<()> {
+        let before = self.find(name)?;
+        if let (Some(before), true) = (&before, name.kind == "Pod" && object.get("status").is_none()) {
+            // What a running pod is and where it runs are facts by now; labels and annotations may change.
+            for fact in ["spec", "status"] {
+                if let Some(value) = before.get(fact) {
+                    set(&mut object, fact, value.clone())?;
+                }
+            }
+        }
         let metadata = object.pointer_mut("/metadata").and_then(Value::as_object_mut).context("metadata: missing")?;
         if let Some(namespace) = &name.namespace {
             metadata.entry("namespace").or_insert_with(|| namespace.as_str().into());
         }
-        let before = self.find(name)?;
         let kept = |field: &str| before.as_ref()?.pointer(&format!("/metadata/{field}")).cloned();
         metadata.entry("uid").or_insert(kept("uid").map_or_else(new_uid, Ok)?);
         metadata.entry("creationTimestamp").or_insert(kept("creationTimestamp").unwrap_or_else(|| now().into()));
@@ -151,6 +176,11 @@ impl Manifests {
         files.sort();
         files.iter().map(|file| read(file)).collect()
     }
+}
+
+fn set(object: &mut Value, field: &str, value: Value) -> Result<()> {
+    object.as_object_mut().context("not an object")?.insert(field.to_owned(), value);
+    Ok(())
 }
 
 fn new_uid() -> Result<Value> {
@@ -225,13 +255,46 @@ mod tests {
         }
     }
 
-    #[test]
-    fn objects_keep_their_uid_when_they_are_applied_again() {
-        let directory = tempfile::tempdir().unwrap();
+    fn manifests(directory: &tempfile::TempDir) -> Manifests {
         let (objects, staging) = (directory.path().join("objects"), directory.path().join("staging"));
         fs::create_dir(&objects).unwrap();
         fs::create_dir(&staging).unwrap();
-        let manifests = Manifests::new(objects, staging, directory.path().join("lock"));
+        Manifests::new(objects, staging, directory.path().join("lock"))
+    }
+
+    #[test]
+    fn two_services_at_one_address_are_refused_before_anything_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let manifests = manifests(&directory);
+        let service = |name: &str, address: &str| {
+            format!("kind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {address}}}\n")
+        };
+        manifests.apply(&service("web", "10.96.0.10")).unwrap();
+        let refused = manifests.apply(&service("clash", "10.96.0.10")).unwrap_err().to_string();
+        assert!(refused.contains("web and clash"), "{refused}");
+        assert_eq!(manifests.all("Service").unwrap().len(), 1);
+        manifests.apply(&service("web", "10.96.0.11")).unwrap();
+        manifests.apply(&service("clash", "10.96.0.10")).unwrap();
+    }
+
+    #[test]
+    fn a_pod_that_is_applied_again_keeps_what_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let manifests = manifests(&directory);
+        let name = ObjectName::new("Pod", Some("shop"), "cart");
+        let pod = |more: &str| format!("kind: Pod\nmetadata: {{name: cart, namespace: shop, {more}}}\n");
+        manifests.apply(&format!("{}spec: {{nodeName: node-a}}\nstatus: {{phase: Running}}\n", pod(""))).unwrap();
+        manifests.apply(&pod("annotations: {a: b}")).unwrap();
+        let now = manifests.get(&name).unwrap();
+        assert_eq!(now.pointer("/spec/nodeName").and_then(Value::as_str), Some("node-a"));
+        assert_eq!(now.pointer("/status/phase").and_then(Value::as_str), Some("Running"));
+        assert_eq!(now.pointer("/metadata/annotations/a").and_then(Value::as_str), Some("b"));
+    }
+
+    #[test]
+    fn objects_keep_their_uid_when_they_are_applied_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let manifests = manifests(&directory);
         let yaml = "kind: Namespace\nmetadata: {name: shop}\n---\n---\nkind: Service\nmetadata: {name: web}\n";
         let names = manifests.apply(yaml).unwrap();
         assert_eq!(names[1], ObjectName::new("Service", Some("default"), "web"));

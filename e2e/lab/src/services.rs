@@ -148,7 +148,8 @@ fn as_port(value: &Value) -> Option<u16> {
     u16::try_from(value.as_u64()?).ok()
 }
 
-fn virtual_addresses(service: &Value) -> Vec<IpAddr> {
+/// The addresses of a service.
+pub(crate) fn virtual_addresses(service: &Value) -> Vec<IpAddr> {
     let several = service.pointer("/spec/clusterIPs").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let one = service.pointer("/spec/clusterIP").filter(|_| several.is_empty());
     several.iter().chain(one).filter_map(|address| address.as_str()?.parse().ok()).collect()
