@@ -134,7 +134,7 @@ impl Manifests {
 
     pub(crate) fn find(&self, name: &ObjectName) -> Result<Option<Value>> {
         let file = self.directory.join(name.file()?);
-        if file.exists() { read(&file).map(Some) } else { Ok(None) }
+        read_if_there(&file)
     }
 
     pub(crate) fn get(&self, name: &ObjectName) -> Result<Value> {
@@ -174,7 +174,8 @@ impl Manifests {
             }
         }
         files.sort();
-        files.iter().map(|file| read(file)).collect()
+        // Another thread or program may remove an object between the listing and the reading.
+        files.iter().filter_map(|file| read_if_there(file).transpose()).collect()
     }
 }
 
@@ -187,9 +188,13 @@ fn new_uid() -> Result<Value> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/uuid").context("making a uid")?.trim().into())
 }
 
-fn read(file: &Path) -> Result<Value> {
-    let text = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    serde_yaml::from_str(&text).with_context(|| format!("reading {}", file.display()))
+fn read_if_there(file: &Path) -> Result<Option<Value>> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", file.display())),
+    };
+    serde_yaml::from_str(&text).map(Some).with_context(|| format!("reading {}", file.display()))
 }
 
 /// Sets (or with none removes) a label or annotation; `field` is `labels` or `annotations`.
