@@ -9,6 +9,7 @@ pub mod exclusions;
 pub mod facts;
 pub mod find;
 pub mod memory;
+pub mod older;
 pub mod plugin_server;
 pub mod pods;
 pub mod probe;

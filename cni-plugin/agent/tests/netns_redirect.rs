@@ -21,6 +21,7 @@ use std::{
 
 use underpass_agent::{
     exclusions::Exclusions,
+    older,
     program::{Mended, Programmer},
     redirect::{Phase, Verified},
 };
@@ -184,6 +185,23 @@ fn a_connection_of_the_proxy_passes() {
         assert_eq!(answer(&world.pod, SocketAddr::new(outside, APP), proxy), "outside");
         assert_eq!(answer(&world.pod, SocketAddr::new(outside, APP), proxy_and_more), "outside");
     });
+}
+
+#[test]
+fn connections_older_than_capture_are_counted() {
+    let Pod { world, .. } = Pod::new();
+    assert_eq!(older::count(world.pod.netns.as_fd()).unwrap(), 0);
+    let mut held = Vec::new();
+    for (inside, outside) in world.pod.addresses().into_iter().zip(world.outside.addresses()) {
+        held.push(world.outside.dial(SocketAddr::new(inside, APP), Dial::default()).unwrap());
+        held.push(world.pod.dial(SocketAddr::new(outside, APP), Dial::default()).unwrap());
+        held.push(world.pod.dial(SocketAddr::new(inside, APP), Dial::default()).unwrap());
+    }
+    assert_eq!(
+        older::count(world.pod.netns.as_fd()).unwrap(),
+        4,
+        "both ways, both families, and not what it tells itself"
+    );
 }
 
 #[test]

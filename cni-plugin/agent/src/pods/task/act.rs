@@ -19,6 +19,7 @@ use crate::{
     exclusions::Exclusions,
     find,
     memory::Standing,
+    older,
     pods::Outcome,
     program::{Mended, ProgramError, Programmer},
     proxies::Proxies,
@@ -65,11 +66,29 @@ impl PodTask {
         self.standing = Standing::Captured;
         self.remember().await;
         self.at(Link::Rules, "the rules are being written");
+        self.tell_of_older().await;
         self.apply(exclusions, Phase::Captured).await?;
         self.at(Link::Agent, "the pod is being reported");
         self.report(CaptureState::Captured).await?;
         self.reported = true;
         Ok(())
+    }
+
+    /// Users should know what goes on outside of the mesh, but nothing depends on the number.
+    async fn tell_of_older(&self) {
+        let Some(netns) = self.netns.clone() else { return };
+        match blocking(move || older::count(netns.as_fd())).await {
+            Some(Ok(0)) | None => {}
+            Some(Ok(connections)) => {
+                metrics::counter!("underpass_agent_older_connections_total").increment(connections as u64);
+                tracing::info!(
+                    pod.uid = %self.uid,
+                    connections,
+                    "connections older than the pod's capture go on outside of the mesh until they end"
+                );
+            }
+            Some(Err(error)) => tracing::debug!(%error, "older connections could not be counted"),
+        }
     }
 
     /// Looks after the rules of a captured pod, and after the proxy that serves it.
