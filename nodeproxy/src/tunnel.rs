@@ -1,6 +1,6 @@
 //! Step five: the way onwards is opened. Nothing is dialled without a lease.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpStream;
 use underpass_hbone::{
@@ -18,9 +18,6 @@ use crate::{
     waits,
     worker::Worker,
 };
-
-/// How long a connection waits for its pod's first certificate.
-const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The opened way.
 pub(crate) enum Upstream {
@@ -101,7 +98,7 @@ impl Dialler<'_> {
     async fn tunnel(&self, hop: &TunnelHop, resolved: &Resolved) -> Result<Upstream, DialError> {
         let own = &self.pod.identity;
         let certificates = &self.worker.shared.certificates;
-        let credentials = waits::credentials(certificates, own, CERTIFICATE_DEADLINE).await;
+        let credentials = waits::credentials(certificates, own).await;
         let credentials = credentials.map_err(|error| DialError::Certificate(own.clone(), error))?;
         let key = TunnelKey {
             pod: self.pod.uid.clone(),

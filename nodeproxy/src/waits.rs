@@ -11,21 +11,25 @@ use underpass_identity::{
 use underpass_model::Identity;
 use underpass_runtime::metrics::catalogue;
 
+/// How long a connection waits for its pod's first certificate.
+const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection waits for the first complete view of the mesh.
+const VIEW_DEADLINE: Duration = Duration::from_secs(5);
+
 /// A pod's own certificate.
 pub(crate) async fn credentials(
     certificates: &CertificateStore,
     own: &Identity,
-    deadline: Duration,
 ) -> Result<Arc<Credentials>, StoreError> {
     match certificates.credentials(own) {
         Some(credentials) => Ok(credentials),
-        None => measured("certificate", certificates.wait(own, deadline)).await,
+        None => measured("certificate", certificates.wait(own, CERTIFICATE_DEADLINE)).await,
     }
 }
 
 /// The first complete view of the mesh; says whether it came.
-pub(crate) async fn view(mesh: &Mesh, deadline: Duration) -> bool {
-    mesh.view().is_complete() || measured("view", mesh.wait_complete(deadline)).await
+pub(crate) async fn view(mesh: &Mesh) -> bool {
+    mesh.view().is_complete() || measured("view", mesh.wait_complete(VIEW_DEADLINE)).await
 }
 
 /// Waits, and counts how long.

@@ -1,6 +1,6 @@
 //! What peers send through tunnels: one mutual TLS connection, many CONNECT streams.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use http::StatusCode;
 use tokio::net::TcpStream;
@@ -25,9 +25,6 @@ use crate::{
     waits,
     worker::{self, Worker},
 };
-
-/// How long a tunnel waits for this pod's first certificate.
-const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What all streams of one tunnel share.
 struct Ends {
@@ -61,7 +58,7 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
     let shaken = async {
         let own = &knock.pod.identity;
         let hbone = canonical(knock.stream.local_addr().map_err(AcceptError::Tls)?);
-        let credentials = waits::credentials(&worker.shared.certificates, own, CERTIFICATE_DEADLINE).await?;
+        let credentials = waits::credentials(&worker.shared.certificates, own).await?;
         let expected = Expected::TrustDomain(own.trust_domain().clone());
         let options = ServerOptions::default();
         let accept = server::accept(knock.stream, &credentials.server, &expected, &options);
@@ -175,7 +172,7 @@ async fn connect<'a>(
 /// What the peer is told; people read it in logs, other proxies only see that it is not 200.
 fn status(failure: &Failure) -> StatusCode {
     match failure {
-        Failure::Request(_) => StatusCode::BAD_REQUEST,
+        Failure::Request(error) => error.status(),
         Failure::ResolveInbound(error) if error.is_peers_fault() => StatusCode::BAD_REQUEST,
         Failure::Authorize(Denial::ForeignTrustDomain { .. } | Denial::Policy(_)) => StatusCode::UNAUTHORIZED,
         Failure::Authorize(Denial::OwnPort(_) | Denial::Loopback(_)) => StatusCode::SERVICE_UNAVAILABLE,

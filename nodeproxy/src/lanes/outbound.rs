@@ -1,6 +1,6 @@
 //! What a pod's application dials.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::IpAddr, rc::Rc, sync::Arc};
 
 use underpass_discovery::View;
 use underpass_model::NetworkAddress;
@@ -19,8 +19,6 @@ use crate::{
     worker::Worker,
 };
 
-/// How long a connection waits for the first complete view of the mesh.
-const VIEW_DEADLINE: Duration = Duration::from_secs(5);
 /// Endpoints of a service that are tried for one connection.
 const TRIES: usize = 3;
 
@@ -61,7 +59,7 @@ async fn connect<'a>(
     record: &mut Record,
 ) -> Result<Connected<'a>, Failure> {
     let shared = &worker.shared;
-    if !waits::view(&shared.mesh, VIEW_DEADLINE).await {
+    if !waits::view(&shared.mesh).await {
         return Err(Failure::View);
     }
     ask(worker, captured.original_dst.ip()).await?;
