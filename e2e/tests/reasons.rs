@@ -19,7 +19,7 @@ struct Section {
     labels: &'static [(&'static str, &'static str)],
 }
 
-const SECTIONS: [Section; 9] = [
+const SECTIONS: [Section; 10] = [
     Section {
         title: "Connections: refused by decision",
         about: "Somebody may not. The access line names the policy, if it was one, and both identities.",
@@ -164,6 +164,20 @@ const SECTIONS: [Section; 9] = [
             ("unknown_extension", "something further is asked for that is not known"),
             ("unknown_value", "a number stands for nothing that is known"),
             ("unreadable", "the file cannot be read"),
+        ],
+    },
+    Section {
+        title: "Objects from an API server",
+        about: "Why objects of a kind, or one object, cannot be followed. The last good state stays in force.",
+        files: &["lib/objects/src/snapshot.rs"],
+        labels: &[
+            ("forbidden", "the API server refuses it: the message names the right that is missing"),
+            ("not_listed", "the API server has not answered yet"),
+            ("object", "an object of the mesh's own kinds says what this release does not understand"),
+            ("refused", "the API server refuses for another cause, which the message tells"),
+            ("unauthorized", "the API server does not accept the credentials"),
+            ("unknown_kind", "the API server does not know the kind: its CustomResourceDefinition is not installed"),
+            ("unreachable", "the API server does not answer"),
         ],
     },
     Section {

@@ -18,7 +18,7 @@ impl Running {
             async move {
                 let problems = snapshot.problems.iter().map(|problem| {
                     json!({
-                        "file": problem.file,
+                        "of": problem.origin.to_string(),
                         "in_force": if problem.is_lost { "nothing" } else { "its last good state" },
                         "line": problem.error.line(),
                         "field": problem.error.field(),

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -12,7 +11,7 @@ use underpass_discovery::{
     server::{Batch, Published, Publisher},
     wire::ResourceType,
 };
-use underpass_objects::{Kind, Snapshot, Status};
+use underpass_objects::{Kind, Origin, Snapshot, Status};
 use underpass_runtime::{
     Shutdown,
     admin::{Pending, Readiness},
@@ -148,12 +147,13 @@ pub fn difference(before: &Translation, after: &Translation) -> Difference {
 
 /// While a file is lost, its objects look as if they were gone. The rest of the mesh must not wait for it, but whoever
 /// asks whether all is well is told otherwise.
-fn tell_lost(snapshot: &Snapshot, readiness: &Readiness, lost: &mut BTreeMap<PathBuf, Pending>) {
-    let now: BTreeSet<_> = snapshot.problems.iter().filter(|problem| problem.is_lost).map(|each| &each.file).collect();
-    lost.retain(|file, _| now.contains(file));
-    for file in now {
-        let pending = || readiness.pending(format!("objects of {}", file.display()));
-        lost.entry(file.clone()).or_insert_with(pending);
+fn tell_lost(snapshot: &Snapshot, readiness: &Readiness, lost: &mut BTreeMap<Origin, Pending>) {
+    let problems = snapshot.problems.iter().filter(|problem| problem.is_lost);
+    let now: BTreeSet<&Origin> = problems.map(|problem| &problem.origin).collect();
+    lost.retain(|origin, _| now.contains(origin));
+    for origin in now {
+        let pending = || readiness.pending(format!("objects of {origin}"));
+        lost.entry(origin.clone()).or_insert_with(pending);
     }
     metrics::gauge!("underpass_operator_lost_files").set(count(lost.len()));
 }

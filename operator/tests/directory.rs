@@ -224,7 +224,7 @@ async fn a_file_that_is_broken_at_the_next_start_does_not_take_its_pods_out_of_t
     let view = see(&mesh, "complete", View::is_complete).await;
     assert_eq!(web(&view).unwrap().addresses, ["10.1.0.5".parse::<std::net::IpAddr>().unwrap()]);
     let problems = bench.running.objects.borrow().problems.clone();
-    assert!(problems[0].file.ends_with("web.yaml") && !problems[0].is_lost, "{problems:?}");
+    assert!(problems[0].origin.to_string().ends_with("web.yaml") && !problems[0].is_lost, "{problems:?}");
     assert_eq!(bench.readiness.missing(), [""; 0]);
 }
 

@@ -52,3 +52,16 @@ pub const NEVER_ENROLLED: [&str; 2] = [SYSTEM_NAMESPACE, "kube-system"];
 
 /// The cluster id of workloads that name none (`cluster_id` of the discovery protocol).
 pub const DEFAULT_CLUSTER: &str = "Kubernetes";
+
+/// What begins the names of the mesh's own labels, annotations and conditions.
+const OWN_PREFIX: &str = "underpass.dev/";
+/// Pod condition: true while the pod takes tunnels, false while it leaves; written by the node's agent.
+pub const CAPTURED_CONDITION: &str = "underpass.dev/Captured";
+/// Pod condition: no subscriber believes any more that a leaving pod takes tunnels; written by the operator.
+pub const WITHDRAWN_CONDITION: &str = "underpass.dev/Withdrawn";
+
+/// Whether a label, annotation or condition is the mesh's own.
+#[must_use]
+pub fn is_own(name: &str) -> bool {
+    name.starts_with(OWN_PREFIX)
+}

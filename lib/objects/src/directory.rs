@@ -9,8 +9,8 @@ mod settle;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
-    path::{Path, PathBuf},
+    io,
+    path::Path,
     sync::Arc,
 };
 
@@ -23,6 +23,7 @@ use crate::{
     files::{Change, Files},
     manifest::{self, Manifest, ManifestError},
     object::{ObjectKey, Objects},
+    snapshot::{Origin, Problem, Snapshot},
 };
 
 const ENDINGS: &[&str] = &["yaml", "yml", "json"];
@@ -38,28 +39,6 @@ pub struct Directory {
     listing: Option<String>,
     told: BTreeSet<String>,
     snapshot: Snapshot,
-}
-
-/// What a directory says at one instant. Cheap to clone.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Snapshot {
-    /// The objects in force.
-    pub objects: Arc<Objects>,
-    /// What is wrong with files, by path.
-    pub problems: Arc<Vec<Problem>>,
-    /// Kinds that the mesh does not read, with how many objects of each there are.
-    pub ignored: Arc<BTreeMap<String, usize>>,
-}
-
-/// What is wrong with one file; of its objects the last good ones stay in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// Which file (or the directory itself).
-    pub file: PathBuf,
-    /// What is wrong.
-    pub error: FileError,
-    /// No good state of the file is known: what it should hold is missing from the snapshot.
-    pub is_lost: bool,
 }
 
 /// Why a file's present contents are not in force.
@@ -219,31 +198,35 @@ impl Directory {
     }
 
     fn take_stock(&self) -> Snapshot {
-        let mut objects = Objects::default();
+        let mut objects = Objects::clone(&self.snapshot.objects);
         let mut ignored = BTreeMap::<String, usize>::new();
         let mut problems = Vec::new();
         if let Some(error) = self.listing.clone() {
-            let file = self.files.directory().into();
-            problems.push(Problem { file, error: FileError::Unreadable(error), is_lost: false });
+            let origin = Origin::File(self.files.directory().into());
+            problems.push(Problem { origin, error: FileError::Unreadable(error).into(), is_lost: false });
         }
         for (name, state) in &self.states {
             for (key, located) in &state.good().objects {
-                objects.insert(key.clone(), located.object.clone());
+                objects.set(key, &located.object);
             }
             for (kind, count) in &state.good().ignored {
                 *ignored.entry(kind.clone()).or_default() += count;
             }
             if let Some(error) = state.problem().cloned() {
-                problems.push(Problem { file: self.files.directory().join(name), error, is_lost: state.is_lost() });
+                let origin = Origin::File(self.files.directory().join(name));
+                problems.push(Problem { origin, error: error.into(), is_lost: state.is_lost() });
             }
         }
-        Snapshot { objects: Arc::new(objects), problems: Arc::new(problems), ignored: Arc::new(ignored) }
+        let held: BTreeSet<&ObjectKey> = self.states.values().flat_map(|state| state.good().objects.keys()).collect();
+        objects.retain(|key| held.contains(key));
+        let (objects, problems, ignored) = (Arc::new(objects), Arc::new(problems), Arc::new(ignored));
+        Snapshot { objects, problems, ignored, pods_revision: 0 }
     }
 
     /// Logs what is new: each problem when it comes and goes, each kind that is not read once for good.
     fn tell(&mut self, snapshot: &Snapshot) {
         for problem in snapshot.problems.iter().filter(|problem| !self.snapshot.problems.contains(problem)) {
-            let (file, error) = (problem.file.display(), &problem.error);
+            let (file, error) = (&problem.origin, &problem.error);
             let (line, field) = (error.line(), error.field());
             if problem.is_lost {
                 tracing::error!(%file, line, field, %error, "file is not taken, and what it holds is missing: no good state of it is known");
@@ -252,8 +235,8 @@ impl Directory {
             }
         }
         for problem in self.snapshot.problems.iter() {
-            if !snapshot.problems.iter().any(|still| still.file == problem.file) {
-                tracing::info!(file = %problem.file.display(), "file is good again or gone");
+            if !snapshot.problems.iter().any(|still| still.origin == problem.origin) {
+                tracing::info!(file = %problem.origin, "file is good again or gone");
             }
         }
         for (kind, count) in snapshot.ignored.iter() {
@@ -324,12 +307,6 @@ impl FileError {
             Self::Manifest(error) => error.reason(),
             Self::Elsewhere { .. } => "duplicate",
         }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.file.display(), self.error)
     }
 }
 

@@ -1,11 +1,14 @@
-//! Kubernetes objects from a directory of ordinary manifests, and the status directory through which node agents and
-//! the operator tell each other what is captured.
+//! Kubernetes objects from an API server or from a directory of ordinary manifests, and how node agents and the operator
+//! tell each other what is captured.
 //!
-//! [`directory`] keeps an immutable [`Objects`] up to date with the files; [`manifest`] reads one file; [`status`] is
-//! the reports' home; [`enrolment`] decides which pods belong into the mesh; [`pod`] answers common questions about a
-//! pod; [`policy`] has the mesh's own kinds. What the objects mean to the mesh is the operator's business (its `translate`), not this crate's.
+//! `cluster` (a feature) and [`directory`] keep an immutable [`Snapshot`] up to date; [`manifest`] reads one file;
+//! [`report`] (on pods) and [`status`] (in files) are the reports' homes; [`enrolment`] decides which pods belong into the
+//! mesh; [`pod`] answers common questions about a pod; [`policy`] has the mesh's own kinds. What the objects mean to the
+//! mesh is the operator's business (its `translate`), not this crate's. `testing` (a feature) has an API server for tests.
 
 pub mod changes;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod directory;
 pub mod enrolment;
 pub mod files;
@@ -13,9 +16,14 @@ pub mod manifest;
 mod object;
 pub mod pod;
 pub mod policy;
+pub mod report;
+mod snapshot;
 pub mod status;
+#[cfg(feature = "testing")]
+pub mod testing;
 
-pub use directory::{Directory, DirectoryTask, Problem, Snapshot};
+pub use directory::{Directory, DirectoryTask};
 pub use enrolment::{Enrolment, NotEnrolled};
 pub use object::{Kind, Object, ObjectKey, ObjectName, Objects};
+pub use snapshot::{KindError, Origin, Problem, Snapshot, SourceError};
 pub use status::{CaptureReport, CaptureState, Status, StatusDirectory};

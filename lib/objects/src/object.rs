@@ -1,7 +1,8 @@
 //! The objects themselves: which kinds there are, how they are named, and a whole set of them.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
+use imbl::OrdMap;
 use k8s_openapi::{
     api::{
         core::v1::{Namespace, Node, Pod, Service, ServiceAccount},
@@ -75,25 +76,26 @@ pub struct ObjectKey {
     pub name: ObjectName,
 }
 
-/// A set of objects, as they are at one instant.
+/// A set of objects, as they are at one instant: persistent maps, so that the next one differs by little and is made
+/// (and compared) at little cost.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Objects {
     /// AuthorizationPolicies.
-    pub authorization_policies: BTreeMap<ObjectName, Arc<AuthorizationPolicy>>,
+    pub authorization_policies: OrdMap<ObjectName, Arc<AuthorizationPolicy>>,
     /// EndpointSlices.
-    pub endpoint_slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    pub endpoint_slices: OrdMap<ObjectName, Arc<EndpointSlice>>,
     /// MeshTLSModes.
-    pub mesh_tls_modes: BTreeMap<ObjectName, Arc<MeshTlsMode>>,
+    pub mesh_tls_modes: OrdMap<ObjectName, Arc<MeshTlsMode>>,
     /// Namespaces.
-    pub namespaces: BTreeMap<String, Arc<Namespace>>,
+    pub namespaces: OrdMap<String, Arc<Namespace>>,
     /// Nodes.
-    pub nodes: BTreeMap<String, Arc<Node>>,
+    pub nodes: OrdMap<String, Arc<Node>>,
     /// Pods.
-    pub pods: BTreeMap<ObjectName, Arc<Pod>>,
+    pub pods: OrdMap<ObjectName, Arc<Pod>>,
     /// Services.
-    pub services: BTreeMap<ObjectName, Arc<Service>>,
+    pub services: OrdMap<ObjectName, Arc<Service>>,
     /// ServiceAccounts.
-    pub service_accounts: BTreeMap<ObjectName, Arc<ServiceAccount>>,
+    pub service_accounts: OrdMap<ObjectName, Arc<ServiceAccount>>,
 }
 
 impl Kind {
@@ -144,7 +146,13 @@ impl Kind {
         }
     }
 
-    fn is_namespaced(self) -> bool {
+    /// Whether it is one of the mesh's own kinds, which a cluster knows only after they were installed.
+    #[must_use]
+    pub fn is_own(self) -> bool {
+        self.group() == policy::GROUP
+    }
+
+    pub(crate) fn is_namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::Node)
     }
 }
@@ -229,6 +237,71 @@ impl Objects {
             Object::Pod(object) => drop(self.pods.insert(name, object)),
             Object::Service(object) => drop(self.services.insert(name, object)),
             Object::ServiceAccount(object) => drop(self.service_accounts.insert(name, object)),
+        }
+    }
+
+    /// Like [`Self::insert`], but an object that is equal stays the same value, so that nothing changes; false then.
+    pub fn set(&mut self, key: &ObjectKey, object: &Object) -> bool {
+        let is_new = self.get(key).as_ref() != Some(object);
+        if is_new {
+            self.insert(key.clone(), object.clone());
+        }
+        is_new
+    }
+
+    /// Takes an object out; false if there was none.
+    pub fn remove(&mut self, key: &ObjectKey) -> bool {
+        let ObjectKey { kind, name } = key;
+        match kind {
+            Kind::AuthorizationPolicy => self.authorization_policies.remove(name).is_some(),
+            Kind::EndpointSlice => self.endpoint_slices.remove(name).is_some(),
+            Kind::MeshTlsMode => self.mesh_tls_modes.remove(name).is_some(),
+            Kind::Namespace => self.namespaces.remove(&name.name).is_some(),
+            Kind::Node => self.nodes.remove(&name.name).is_some(),
+            Kind::Pod => self.pods.remove(name).is_some(),
+            Kind::Service => self.services.remove(name).is_some(),
+            Kind::ServiceAccount => self.service_accounts.remove(name).is_some(),
+        }
+    }
+
+    /// The object of a key.
+    #[must_use]
+    pub fn get(&self, key: &ObjectKey) -> Option<Object> {
+        let ObjectKey { kind, name } = key;
+        Some(match kind {
+            Kind::AuthorizationPolicy => Object::AuthorizationPolicy(self.authorization_policies.get(name)?.clone()),
+            Kind::EndpointSlice => Object::EndpointSlice(self.endpoint_slices.get(name)?.clone()),
+            Kind::MeshTlsMode => Object::MeshTlsMode(self.mesh_tls_modes.get(name)?.clone()),
+            Kind::Namespace => Object::Namespace(self.namespaces.get(&name.name)?.clone()),
+            Kind::Node => Object::Node(self.nodes.get(&name.name)?.clone()),
+            Kind::Pod => Object::Pod(self.pods.get(name)?.clone()),
+            Kind::Service => Object::Service(self.services.get(name)?.clone()),
+            Kind::ServiceAccount => Object::ServiceAccount(self.service_accounts.get(name)?.clone()),
+        })
+    }
+
+    /// The keys of a kind's objects.
+    #[must_use]
+    pub fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
+        let named = |name: &ObjectName| ObjectKey { kind, name: name.clone() };
+        let of_cluster = |name: &String| ObjectKey { kind, name: ObjectName::new("", name) };
+        match kind {
+            Kind::AuthorizationPolicy => self.authorization_policies.keys().map(named).collect(),
+            Kind::EndpointSlice => self.endpoint_slices.keys().map(named).collect(),
+            Kind::MeshTlsMode => self.mesh_tls_modes.keys().map(named).collect(),
+            Kind::Namespace => self.namespaces.keys().map(of_cluster).collect(),
+            Kind::Node => self.nodes.keys().map(of_cluster).collect(),
+            Kind::Pod => self.pods.keys().map(named).collect(),
+            Kind::Service => self.services.keys().map(named).collect(),
+            Kind::ServiceAccount => self.service_accounts.keys().map(named).collect(),
+        }
+    }
+
+    /// Takes out the objects of which this is false.
+    pub fn retain(&mut self, stays: impl Fn(&ObjectKey) -> bool) {
+        for key in Kind::ALL.into_iter().flat_map(|kind| self.keys(kind)).filter(|key| !stays(key)).collect::<Vec<_>>()
+        {
+            self.remove(&key);
         }
     }
 

@@ -4,11 +4,16 @@
 //! not known is an error: a policy with a misspelt word would say something else than its author meant.
 
 use std::collections::{BTreeMap, BTreeSet};
+#[cfg(feature = "cluster")]
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use underpass_model::names::SYSTEM_NAMESPACE;
+
+#[cfg(feature = "cluster")]
+use crate::object::{Kind, Object};
 
 /// The group of the mesh's own kinds.
 pub const GROUP: &str = "underpass.dev";
@@ -25,10 +30,13 @@ pub struct AuthorizationPolicy {
     pub metadata: ObjectMeta,
     /// What it says.
     pub spec: AuthorizationPolicySpec,
+    /// Why what it says is not understood; then it stops whatever its spec selects.
+    #[serde(skip)]
+    pub unreadable: Option<String>,
 }
 
 /// What an [`AuthorizationPolicy`] says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
     /// The pods that it is about: one entry.
@@ -404,6 +412,61 @@ impl MeshTlsMode {
     pub fn selector(&self) -> Option<&Selector> {
         self.spec.selector.as_ref().filter(|selector| !selector.is_empty())
     }
+}
+
+/// Reads an object of the mesh's own kinds as an API server gives it. An error comes with what stands for the object
+/// where leaving it out would let pass what it means to stop; of the spec that keeps whom it selects, if that can be read.
+#[cfg(feature = "cluster")]
+pub(crate) fn read(
+    kind: Kind,
+    metadata: &ObjectMeta,
+    data: serde_json::Value,
+) -> Result<Object, (String, Option<Object>)> {
+    let of_spec = |field: &str| data.pointer(&format!("/spec/{field}")).cloned().unwrap_or_default();
+    match kind {
+        Kind::AuthorizationPolicy => {
+            let target_refs = serde_json::from_value(of_spec("targetRefs")).unwrap_or_default();
+            let make = |spec| AuthorizationPolicy { metadata: metadata.clone(), spec, unreadable: None };
+            spec(data).and_then(|spec| checked(make(spec), AuthorizationPolicy::check)).map_or_else(
+                |problem| {
+                    let spec = AuthorizationPolicySpec { target_refs, ..AuthorizationPolicySpec::default() };
+                    let instead = AuthorizationPolicy { unreadable: Some(problem.clone()), ..make(spec) };
+                    Err((problem, Some(Object::AuthorizationPolicy(Arc::new(instead)))))
+                },
+                |policy| Ok(Object::AuthorizationPolicy(Arc::new(policy))),
+            )
+        }
+        Kind::MeshTlsMode => {
+            let selector = serde_json::from_value(of_spec("selector")).unwrap_or_default();
+            let make = |spec| MeshTlsMode { metadata: metadata.clone(), spec };
+            spec(data).and_then(|spec| checked(make(spec), MeshTlsMode::check)).map_or_else(
+                |problem| {
+                    let spec = MeshTlsModeSpec { mode: Some(TlsMode::Strict), selector, ports: Vec::new() };
+                    Err((problem, Some(Object::MeshTlsMode(Arc::new(make(spec))))))
+                },
+                |mode| Ok(Object::MeshTlsMode(Arc::new(mode))),
+            )
+        }
+        Kind::EndpointSlice | Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::ServiceAccount => {
+            Err((format!("{kind} is not a kind of the mesh's own"), None))
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+fn spec<S: serde::de::DeserializeOwned>(data: serde_json::Value) -> Result<S, String> {
+    #[derive(Deserialize)]
+    struct Body<S> {
+        spec: S,
+    }
+    let body: Result<Body<S>, _> = serde_path_to_error::deserialize(data);
+    body.map(|body| body.spec).map_err(|error| format!("{}: {}", error.path(), error.inner()))
+}
+
+#[cfg(feature = "cluster")]
+fn checked<T>(object: T, check: impl Fn(&T) -> Result<(), Invalid>) -> Result<T, String> {
+    let checked = check(&object);
+    checked.map(|()| object).map_err(|Invalid { field, problem }| format!("{field}: {problem}"))
 }
 
 fn ports(path: &str, ports: impl ExactSizeIterator<Item = u16>) -> Result<(), Invalid> {

@@ -27,7 +27,7 @@ impl Bench {
     fn look(&mut self) -> (Vec<String>, Vec<String>) {
         self.directory.reload();
         let Snapshot { objects, problems, .. } = self.directory.snapshot();
-        let file = |problem: &Problem| problem.file.file_name().unwrap().to_string_lossy().into_owned();
+        let file = |problem: &Problem| problem.origin.to_string().rsplit('/').next().unwrap().to_owned();
         (objects.pods.keys().map(|name| name.name.clone()).collect(), problems.iter().map(file).collect())
     }
 }
@@ -70,7 +70,7 @@ fn a_file_that_was_broken_from_the_start_holds_nothing() {
 fn process(home: &Path) -> (Vec<String>, Vec<String>, Vec<bool>) {
     let directory = Directory::open_keeping(&home.join("objects"), &home.join("state/objects")).unwrap();
     let Snapshot { objects, problems, .. } = directory.snapshot();
-    let file = |problem: &Problem| problem.file.file_name().unwrap().to_string_lossy().into_owned();
+    let file = |problem: &Problem| problem.origin.to_string().rsplit('/').next().unwrap().to_owned();
     (
         objects.pods.keys().map(|name| name.name.clone()).collect(),
         problems.iter().map(file).collect(),

@@ -1,0 +1,149 @@
+//! Objects kept up to date with an API server, as [`crate::Directory`] does with files: the same snapshots.
+//!
+//! Each kind is listed and then watched for itself. What goes wrong (the server is away, a right is missing, a kind is
+//! not installed) is a problem of the snapshot, and the last good state stays in force until it is over.
+
+mod connect;
+mod feed;
+mod kind;
+pub mod report;
+mod table;
+mod trim;
+
+use std::{collections::BTreeSet, fmt, future::Future};
+
+use tokio::sync::{mpsc, watch};
+use underpass_runtime::{Shutdown, tasks};
+
+pub use self::connect::{ConnectError, connect};
+use self::{
+    feed::{Feed, Update},
+    table::Table,
+};
+use crate::{
+    object::Kind,
+    snapshot::{Problem, Snapshot},
+};
+// Callers name the client without a dependency of their own.
+pub use kube::Client;
+
+/// Updates that may wait to be taken up before a feed has to.
+const BACKLOG: usize = 1024;
+
+/// The objects of a kind that somebody follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interest {
+    /// The kind.
+    pub kind: Kind,
+    /// What their fields must say (Kubernetes' field selector); empty for all.
+    pub fields: String,
+    /// What their labels must say (Kubernetes' label selector); empty for all.
+    pub labels: String,
+}
+
+/// One for each kind.
+struct Feeds(Vec<Feed>);
+
+/// Keeps a snapshot up to date; see [`watch`].
+#[derive(Debug)]
+pub struct ClusterTask {
+    feeds: Feeds,
+    table: Table,
+    publish: watch::Sender<Snapshot>,
+}
+
+impl Interest {
+    /// All objects of a kind. Of EndpointSlices those that Kubernetes makes for Services with selectors are left out:
+    /// they are many, and say what the mesh knows from the pods.
+    #[must_use]
+    pub fn all(kind: Kind) -> Self {
+        let labels = match kind {
+            Kind::EndpointSlice => "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io",
+            Kind::AuthorizationPolicy
+            | Kind::MeshTlsMode
+            | Kind::Namespace
+            | Kind::Node
+            | Kind::Pod
+            | Kind::Service
+            | Kind::ServiceAccount => "",
+        };
+        Self { kind, fields: String::new(), labels: labels.into() }
+    }
+
+    /// The pods that are scheduled on a node.
+    #[must_use]
+    pub fn pods_of_node(node: &str) -> Self {
+        Self { kind: Kind::Pod, fields: format!("spec.nodeName={node}"), labels: String::new() }
+    }
+}
+
+/// Follows objects of several kinds, each kind once. The receiver always holds the newest snapshot while the task runs;
+/// what has not been listed yet is a problem of it ([`Snapshot::unlisted`]).
+#[must_use]
+pub fn watch(client: &Client, interests: Vec<Interest>) -> (watch::Receiver<Snapshot>, ClusterTask) {
+    let table = Table::new(interests.iter().map(|interest| interest.kind));
+    let feeds = interests.into_iter().map(|interest| Feed::new(client.clone(), interest)).collect();
+    let (publish, receiver) = watch::channel(table.snapshot().clone());
+    (receiver, ClusterTask { feeds: Feeds(feeds), table, publish })
+}
+
+impl ClusterTask {
+    /// Runs until asked to stop.
+    pub async fn run(self, shutdown: Shutdown) {
+        let Self { feeds: Feeds(feeds), mut table, publish } = self;
+        let (send, mut updates) = mpsc::channel::<(Kind, Update)>(BACKLOG);
+        for feed in feeds {
+            tasks::spawn(feed.kind().as_str(), until(shutdown.clone(), feed.run(send.clone())));
+        }
+        drop(send);
+        let mut told = BTreeSet::new();
+        loop {
+            let first = tokio::select! {
+                () = shutdown.requested() => return,
+                update = updates.recv() => update,
+            };
+            // The feeds end only when asked to.
+            let Some((kind, update)) = first else { return shutdown.requested().await };
+            table.take(kind, update);
+            // Whatever else is there already becomes one change.
+            while let Ok((kind, update)) = updates.try_recv() {
+                table.take(kind, update);
+            }
+            tell(&table.snapshot().problems, &mut told);
+            publish.send_replace(table.snapshot().clone());
+        }
+    }
+}
+
+impl fmt::Debug for Feeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(Feed::kind)).finish()
+    }
+}
+
+async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = shutdown.requested() => {}
+        () = work => {}
+    }
+}
+
+/// Logs each problem when it comes and when it has gone.
+fn tell(problems: &[Problem], told: &mut BTreeSet<String>) {
+    let now: BTreeSet<String> =
+        problems.iter().filter(|problem| !problem.is_fresh()).map(ToString::to_string).collect();
+    for problem in problems.iter().filter(|problem| now.contains(&problem.to_string())) {
+        if !told.contains(&problem.to_string()) {
+            let (origin, error, reason) = (&problem.origin, &problem.error, problem.error.reason());
+            if problem.is_lost {
+                tracing::error!(%origin, reason, %error, "objects are missing: no state of them is known");
+            } else {
+                tracing::warn!(%origin, reason, %error, "objects cannot be followed; their last state stays");
+            }
+        }
+    }
+    for gone in told.difference(&now) {
+        tracing::info!(problem = gone, "over");
+    }
+    *told = now;
+}
