@@ -28,7 +28,8 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("underpass-cni", &["model", "enrolment"]),
     ("underpass-agent", &["model", "runtime", "enrolment", "objects"]),
 ];
-const ANYTHING: [&str; 4] = ["underpass-lab", "underpass-e2e", "underpass-benches", "underpass-cli"];
+const ANYTHING: [&str; 5] =
+    ["underpass-lab", "underpass-e2e", "underpass-e2e-kube", "underpass-benches", "underpass-cli"];
 
 fn cargo(arguments: &[&str]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

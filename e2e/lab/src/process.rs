@@ -131,7 +131,10 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` in a process group of its own, so that the terminal's Ctrl-C does not reach it.
-    pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If it does not start.
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
         let open = || fs::OpenOptions::new().create(true).append(true).open(log);
         let file = open().with_context(|| format!("opening {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);

@@ -55,25 +55,10 @@ impl Lab {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("tcpdump-{interface}-{}-{number}", std::process::id());
         let file = self.paths().captures().join(format!("{place}.{name}.pcap"));
-        let target = file.display().to_string();
-        let argv = [
-            "tcpdump",
-            "-i",
-            interface,
-            "-w",
-            &target,
-            "-U",
-            "--immediate-mode",
-            "-n",
-            "-B",
-            "16384",
-            "-Z",
-            "root",
-            "tcp",
-        ];
+        let argv = tcpdump(interface, &file);
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         let process = self.spawn(place, &name, &argv)?;
-        process.wait_for_output("listening on", Duration::from_secs(10))?;
-        Ok(Capture { process, file })
+        Capture::running(process, file)
     }
 
     /// [`Self::capture`] on the bridge that joins all hosts.
@@ -85,7 +70,25 @@ impl Lab {
     }
 }
 
+/// The command that captures TCP on an interface into a file.
+#[must_use]
+pub fn tcpdump(interface: &str, file: &Path) -> Vec<String> {
+    let file = file.display().to_string();
+    let argv =
+        ["tcpdump", "-i", interface, "-w", &file, "-U", "--immediate-mode", "-n", "-B", "16384", "-Z", "root", "tcp"];
+    argv.map(str::to_owned).into()
+}
+
 impl Capture {
+    /// Waits until a [`tcpdump`] that was started captures.
+    ///
+    /// # Errors
+    /// If it does not, with what it said.
+    pub fn running(process: Process, file: PathBuf) -> Result<Self> {
+        process.wait_for_output("listening on", Duration::from_secs(10))?;
+        Ok(Self { process, file })
+    }
+
     /// Ends the capture and reads what it got.
     ///
     /// # Errors

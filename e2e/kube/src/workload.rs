@@ -1,0 +1,75 @@
+//! What a scenario runs: Deployments of the scenarios' own program, each with a Service.
+
+use serde_json::json;
+
+/// A Deployment of the server that says who it is, and its Service on port 80.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    name: String,
+    replicas: u16,
+    node: Option<String>,
+}
+
+impl Workload {
+    /// One pod, on any node.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), replicas: 1, node: None }
+    }
+
+    /// So many pods.
+    #[must_use]
+    pub fn replicas(mut self, replicas: u16) -> Self {
+        self.replicas = replicas;
+        self
+    }
+
+    /// Its pods run on this node.
+    #[must_use]
+    pub fn on(mut self, node: &str) -> Self {
+        self.node = Some(node.to_owned());
+        self
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The objects, as text.
+    pub(crate) fn manifests(&self, tag: &str) -> String {
+        let labels = json!({ "app": self.name });
+        let node = self.node.as_ref().map(|node| json!({ "kubernetes.io/hostname": node }));
+        let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": self.name } });
+        let deployment = json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": { "name": self.name },
+            "spec": {
+                "replicas": self.replicas,
+                "selector": { "matchLabels": labels },
+                "template": {
+                    "metadata": { "labels": labels },
+                    "spec": {
+                        "serviceAccountName": self.name,
+                        "nodeSelector": node,
+                        "terminationGracePeriodSeconds": 1,
+                        "containers": [{
+                            "name": "app",
+                            "image": format!("e2e.local/app:{tag}"),
+                            "imagePullPolicy": "IfNotPresent",
+                            "args": ["serve", self.name, "8080"],
+                            "readinessProbe": { "tcpSocket": { "port": 8080 }, "periodSeconds": 1 },
+                        }],
+                    },
+                },
+            },
+        });
+        let service = json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": self.name },
+            "spec": { "selector": labels, "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] },
+        });
+        [account, deployment, service].map(|object| format!("{object}\n")).join("---\n")
+    }
+}

@@ -1,0 +1,4 @@
+//! Scenarios on real Kubernetes: one behaviour a file.
+
+mod chain;
+mod services;
