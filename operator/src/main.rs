@@ -9,7 +9,7 @@ use underpass_operator::{
 use underpass_runtime::{
     Shutdown,
     admin::{self, Pages, Readiness},
-    metrics, telemetry,
+    limits, metrics, telemetry,
 };
 
 /// What the field expects of a command line that cannot be used (sysexits, `EX_USAGE`).
@@ -29,6 +29,7 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(config: Config) -> anyhow::Result<()> {
     telemetry::init(&config.log)?;
+    limits::raise_descriptors();
     let recorder = metrics::install().context("install the metrics recorder")?;
     let shutdown = Shutdown::on_signals().context("watch for signals")?;
     let readiness = Readiness::default();
