@@ -90,7 +90,8 @@ impl ControlPlane for Control {
 
 /// Keeps the store up to date until asked to stop.
 pub async fn run(control: impl ControlPlane, options: ClientOptions, mut store: Store, shutdown: Shutdown) {
-    let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(15));
+    // Each node has a stream, and all of them end with one replica of the control plane.
+    let mut backoff = Backoff::spread(Duration::from_secs(1), Duration::from_secs(15));
     if options.on_demand {
         store.take_questions();
     }
@@ -311,6 +312,39 @@ mod tests {
         let refused: Vec<String> = (0..23).map(|number| format!("r{number}: no")).collect();
         let message = refusal(&refused).unwrap().message;
         assert!(message.starts_with("r0: no; r1: no; ") && message.ends_with("r19: no; and 3 more"), "{message}");
+    }
+
+    /// Refuses everybody, and notes when they came.
+    struct Away(std::sync::Arc<std::sync::Mutex<Vec<Instant>>>);
+
+    impl ControlPlane for Away {
+        async fn open(&self, _: Requests) -> Result<Streaming<DeltaDiscoveryResponse>, StreamError> {
+            self.0.lock().unwrap().push(Instant::now());
+            Err(StreamError::Closed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_lose_their_streams_at_one_moment_do_not_come_back_at_one() {
+        const NODES: usize = 1000;
+        let (came, stop) = (std::sync::Arc::default(), Shutdown::new());
+        let clients = (0..NODES).map(|_| {
+            let away = Away(std::sync::Arc::clone(&came));
+            run(away, ClientOptions::default(), Store::new(), stop.clone())
+        });
+        let clients: tokio::task::JoinSet<()> = clients.collect();
+        let begun = Instant::now();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stop.request();
+        clients.join_all().await;
+        let mut tenths = vec![0; 101];
+        for came in came.lock().unwrap().iter().skip(NODES) {
+            tenths[came.duration_since(begun).as_millis() as usize / 100] += 1;
+        }
+        // Evenly, a tenth of them comes in the first tenth of a second, and fewer later on.
+        let most = tenths.iter().max().unwrap();
+        assert!(*most < NODES / 5, "{most} of {NODES} within a tenth of a second: {tenths:?}");
+        assert!(tenths.iter().take(11).sum::<usize>() > NODES / 2, "and they do come soon: {tenths:?}");
     }
 
     #[test]

@@ -2,26 +2,35 @@
 
 use std::time::Duration;
 
-/// Delays between tries: each up to twice the last, never more than a limit, each drawn from the upper half of its range.
+/// Delays between tries: each up to twice the last, never more than a limit, each drawn from the upper half of its range, or
+/// from all of it.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
     most: Duration,
     next: Duration,
+    least: f64,
 }
 
 impl Backoff {
     /// A schedule that starts at `first` and never waits longer than `most`.
     #[must_use]
     pub fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most, next: first.min(most) }
+        Self { first, most, next: first.min(most), least: 0.5 }
+    }
+
+    /// As [`Self::new`], with delays drawn from the whole of their range: for very many who may fail at the same moment, and
+    /// shall not come back at the same one.
+    #[must_use]
+    pub fn spread(first: Duration, most: Duration) -> Self {
+        Self { least: 0.0, ..Self::new(first, most) }
     }
 
     /// How long to wait before the next try.
     pub fn delay(&mut self) -> Duration {
         let whole = self.next;
         self.next = whole.saturating_mul(2).min(self.most);
-        whole.mul_f64(0.5 + fastrand::f64() / 2.0)
+        whole.mul_f64(self.least + fastrand::f64() * (1.0 - self.least))
     }
 
     /// A try succeeded: the next failure starts over.
