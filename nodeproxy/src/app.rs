@@ -33,6 +33,7 @@ use crate::{
     config::Config,
     debug::{self, Shown},
     enrolment::Enrolment,
+    generation::Generation,
     pods::{Household, Pods},
     probe::Probes,
     revoke,
@@ -44,8 +45,8 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let exposition = metrics::install().context("install the metrics recorder")?;
     let shutdown = Shutdown::on_signals().context("handle signals")?;
     let readiness = Readiness::default();
-    let generation = format!("{}-{:x}", std::process::id(), fastrand::u64(..));
-    tracing::info!(node = %config.node_name, generation, workers = config.workers(), "the node proxy starts");
+    let generation = Generation::new(config.drain);
+    tracing::info!(node = %config.node_name, generation = generation.name(), workers = config.workers(), "the node proxy starts");
 
     // The parts that outlive the wish to stop end with this one.
     let stop = Shutdown::new();
@@ -77,26 +78,32 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         accounts: accounts.clone(),
         place: place(&config),
         mesh_ranges: config.mesh_ranges.as_slice().into(),
-        drain: Shutdown::new(),
     };
     let (workers, threads) = worker::start(config.workers(), &watched, &shared, &stop).context("start the workers")?;
     let enrolment = Enrolment {
         zds_socket: config.zds_socket.clone(),
         node_socket: config.node_socket(),
-        generation,
+        generation: generation.clone(),
         pods: Arc::clone(&pods),
+        mesh: mesh.clone(),
         certificates: certificates.clone(),
         workers,
         probes,
-        draining: shutdown.clone(),
     };
     let pending = readiness.pending("pods of this node");
     tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
     tasks::spawn("revocation", revoke::run(mesh.clone(), Arc::clone(&pods), stop.clone()));
-    let draining = Arc::clone(&pods);
-    collect(&exposition, &accounts, &pods, &mesh);
-    let pages = debug::pages(&config, log, &Shown { pods, mesh, certificates, accounts, shutdown: shutdown.clone() });
+    collect(&exposition, (&accounts, &pods, &mesh, &generation));
+    let shown = Shown {
+        generation: generation.clone(),
+        pods: Arc::clone(&pods),
+        mesh,
+        certificates,
+        accounts,
+        shutdown: shutdown.clone(),
+    };
+    let pages = debug::pages(&config, log, &shown);
     admin::serve(config.metrics_address, Pages::new().metrics(&exposition), stop.clone())
         .await
         .context("serve metrics")?;
@@ -104,10 +111,7 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     admin::serve(config.ready_address, ready, stop.clone()).await.context("serve readiness")?;
     admin::serve(config.admin_address, pages, stop.clone()).await.context("serve the administration interface")?;
 
-    shutdown.requested().await;
-    draining.stop_accepting();
-    shared.drain.request();
-    drain(&draining, config.drain).await;
+    generation.run(&pods, &shutdown).await;
     stop.request();
     threads.join();
     Ok(())
@@ -115,15 +119,17 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
 
 /// What is measured when somebody asks.
 #[expect(clippy::cast_precision_loss, reason = "nobody has 2^53 of anything here")]
-fn collect(exposition: &Exposition, accounts: &Accounts, pods: &Arc<Pods>, mesh: &Mesh) {
+fn collect(exposition: &Exposition, (accounts, pods, mesh, generation): (&Accounts, &Arc<Pods>, &Mesh, &Generation)) {
     catalogue::ISTIO_BUILD.with(["nodeproxy", env!("CARGO_PKG_VERSION")]).set(1.0);
     let mut publisher = Publisher::new(accounts.ledger.clone(), mesh.clone());
     exposition.add(move |page| publisher.write(page));
-    let (accounts, pods, mesh) = (accounts.clone(), Arc::clone(pods), mesh.clone());
+    let (accounts, pods, mesh, generation) = (accounts.clone(), Arc::clone(pods), mesh.clone(), generation.clone());
     let changed = Arc::new(Mutex::new(Instant::now()));
     tasks::spawn("view age", note_changes(mesh.subscribe(), Arc::clone(&changed)));
     exposition.add(move |_| {
         catalogue::CONNECTIONS_LIVE.with([]).set(accounts.live() as f64);
+        catalogue::GENERATION_CONNECTIONS.with([generation.name()]).set(pods.count().0 as f64);
+        catalogue::ACCEPTING.with([]).set(f64::from(u8::from(generation.is_accepting())));
         catalogue::PODS.with([]).set(pods.all().len() as f64);
         catalogue::VIEW_VERSION.with([]).set(mesh.view().version() as f64);
         let changed = *changed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,21 +149,6 @@ async fn complete(mesh: Mesh, pending: Pending) {
     const STEP: Duration = Duration::from_secs(3600);
     while !mesh.wait_complete(STEP).await {}
     pending.done();
-}
-
-/// Waits until the last connection has ended, or the deadline.
-async fn drain(pods: &Pods, deadline: Duration) {
-    const STEP: Duration = Duration::from_millis(50);
-    let live = || pods.all().values().map(|pod| pod.connections.open()).sum::<u64>();
-    let until = Instant::now() + deadline;
-    tracing::info!(live = live(), deadline_s = deadline.as_secs(), "draining");
-    while live() > 0 && Instant::now() < until {
-        tokio::time::sleep(STEP).await;
-    }
-    match live() {
-        0 => tracing::info!("every connection has ended"),
-        cut => tracing::warn!(cut, "the drain deadline ends these connections"),
-    }
 }
 
 /// How discovery's server knows us.

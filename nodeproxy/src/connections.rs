@@ -20,6 +20,7 @@ use crate::authorize::Judged;
 pub(crate) struct Connections {
     live: Arc<AtomicU64>,
     tunnels: Arc<AtomicU64>,
+    farewells: Arc<watch::Sender<Farewells>>,
     ending: Shutdown,
     /// Followed while the agent waits for the last connection to end; only then does a close wake another thread.
     reported: Arc<watch::Sender<u64>>,
@@ -64,9 +65,23 @@ struct Entry<'a> {
     live: Arc<Live>,
 }
 
+/// What peers are told about their tunnels.
+#[derive(Clone, Copy, Debug, Default)]
+struct Farewells {
+    /// How often all that existed were to take no more connections.
+    said: u64,
+    /// Whether all that come are.
+    standing: bool,
+}
+
 /// A tunnel that peers opened to the pod, whether or not connections are in it. Dropping it forgets the tunnel.
 #[derive(Debug)]
-pub(crate) struct OpenTunnel(Arc<AtomicU64>);
+pub(crate) struct OpenTunnel {
+    tunnels: Arc<AtomicU64>,
+    farewells: watch::Receiver<Farewells>,
+    /// How many there had been when it came.
+    before: u64,
+}
 
 /// Why a connection ends before its ends want to, or does not begin.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +100,7 @@ impl Connections {
         Self {
             live: Arc::default(),
             tunnels: Arc::default(),
+            farewells: Arc::default(),
             ending: Shutdown::new(),
             reported: Arc::new(reported),
             inbound: Arc::default(),
@@ -101,7 +117,19 @@ impl Connections {
     /// Registers a peer's tunnel.
     pub(crate) fn tunnel(&self) -> OpenTunnel {
         self.tunnels.fetch_add(1, Ordering::SeqCst);
-        OpenTunnel(Arc::clone(&self.tunnels))
+        let farewells = self.farewells.subscribe();
+        let before = farewells.borrow().said;
+        OpenTunnel { tunnels: Arc::clone(&self.tunnels), farewells, before }
+    }
+
+    /// The tunnels that exist shall take no more connections; those in them go on.
+    pub(crate) fn bid_farewell(&self) {
+        self.farewells.send_modify(|farewells| farewells.said += 1);
+    }
+
+    /// No tunnel shall take more connections, from now on or no longer.
+    pub(crate) fn stand_back(&self, standing: bool) {
+        self.farewells.send_modify(|farewells| farewells.standing = standing);
     }
 
     /// Ends everything and waits until all of it is closed, or the deadline; says whether all is.
@@ -261,7 +289,16 @@ impl Drop for Arrival {
 
 impl Drop for OpenTunnel {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.tunnels.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl OpenTunnel {
+    /// Completes when it shall take no more connections.
+    pub(crate) async fn farewell(&mut self) {
+        let before = self.before;
+        // An error means that the pod is gone, which others tell.
+        let _said = self.farewells.wait_for(|farewells| farewells.standing || farewells.said > before).await;
     }
 }
 
@@ -322,6 +359,24 @@ mod tests {
             }
         });
         assert_eq!(*followed.borrow(), 0);
+    }
+
+    #[test]
+    fn a_farewell_is_for_the_tunnels_that_exist_and_standing_back_for_all() {
+        let is_said = |tunnel: &mut OpenTunnel| {
+            let farewell = std::pin::pin!(tunnel.farewell());
+            farewell.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready()
+        };
+        let connections = Connections::new();
+        let mut old = connections.tunnel();
+        assert!(!is_said(&mut old));
+        connections.bid_farewell();
+        let mut new = connections.tunnel();
+        assert!(is_said(&mut old) && !is_said(&mut new));
+        connections.stand_back(true);
+        assert!(is_said(&mut new) && is_said(&mut connections.tunnel()));
+        connections.stand_back(false);
+        assert!(!is_said(&mut connections.tunnel()));
     }
 
     #[tokio::test]

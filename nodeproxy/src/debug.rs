@@ -15,11 +15,12 @@ use underpass_runtime::{
     telemetry::LogControl,
 };
 
-use crate::{account::Accounts, config::Config, pods::Pods};
+use crate::{account::Accounts, config::Config, generation::Generation, pods::Pods};
 
 /// What the pages show and act on.
 #[derive(Clone)]
 pub(crate) struct Shown {
+    pub(crate) generation: Generation,
     pub(crate) pods: Arc<Pods>,
     pub(crate) mesh: Mesh,
     pub(crate) certificates: CertificateStore,
@@ -43,6 +44,11 @@ pub(crate) fn pages(config: &Config, log: LogControl, shown: &Shown) -> Pages {
             Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
         })
     };
+    let (generation, pods) = (shown.generation.clone(), Arc::clone(&shown.pods));
+    let generation = move |_| {
+        let page = generation_page(&generation, &pods);
+        async move { json(format!("{page:#}\n")) }
+    };
     let heap = |_| aside(|| text(StatusCode::OK, heap::page()));
     let stop = shown.shutdown.clone();
     let quit = move |_| {
@@ -61,8 +67,24 @@ pub(crate) fn pages(config: &Config, log: LogControl, shown: &Shown) -> Pages {
         .page(Method::GET, "/config_dump", dump)
         .page(Method::GET, "/connections", connections)
         .page(Method::GET, "/debug/pprof/heap", heap)
+        .page(Method::GET, "/generation", generation)
         .page(Method::POST, "/logging", logging)
         .page(Method::POST, "/quitquitquit", quit)
+}
+
+/// `/generation`: this run of the proxy, how many connections it has, and whether another one follows it.
+fn generation_page(generation: &Generation, pods: &Pods) -> serde_json::Value {
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let (connections, open) = pods.count();
+    serde_json::json!({
+        "generation": generation.name(),
+        "age_ms": millis(generation.age()),
+        "accepting": generation.is_accepting(),
+        "successor": generation.successor(),
+        "stops_within_ms": generation.remaining().map(millis),
+        "connections": connections,
+        "tunnels": open.saturating_sub(connections),
+    })
 }
 
 /// Makes an answer where a thread may take its time: this one has the agent and the operator to talk to.

@@ -1,9 +1,13 @@
 //! The node agent's hand-over of pods: ZDS says which to serve, `node.sock` carries listeners, releases and questions.
 //!
 //! A lost agent changes nothing for the pods that are served; both sockets are dialled again until it is back.
+//!
+//! Of several runs of the proxy the youngest that serves is given pods. Those before it keep `node.sock` alone, to hear of
+//! the ends of pods whose connections they still carry, and of the end of their successor.
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
@@ -11,7 +15,9 @@ use std::{
 };
 
 use tokio::{sync::mpsc, time::Instant};
+use underpass_discovery::Mesh;
 use underpass_enrolment::{
+    message::Message,
     node::{self, ListeningSocket, ReleaseReason, ToAgent, ToProxy},
     seqpacket::{ConnectError, Connection, RecvError, SendError},
     zds::{self, WorkloadInfo},
@@ -22,6 +28,7 @@ use underpass_runtime::{Backoff, Chain, Shutdown, admin::Pending, metrics::catal
 
 use crate::{
     capture::Listeners,
+    generation::Generation,
     pods::{NewPod, Pod, Pods},
     probe::{Probes, Question},
     worker::Workers,
@@ -31,18 +38,23 @@ use crate::{
 const CERTIFICATE_DEADLINE: Duration = Duration::from_secs(8);
 /// Messages to the agent that may wait for the socket.
 const OUTBOX: usize = 1024;
+/// How long the doors of a pod whose listeners were taken over may stay closed until the mesh is known and the pod's
+/// certificate is there: meanwhile its connections wait in their queues, or for an older proxy.
+const OPENING_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a proxy that stood back waits for word of a successor before it serves again: the successor may only have to
+/// connect anew, as this one did.
+const ALONE_AFTER: Duration = Duration::from_secs(1);
 
 /// What this part works on.
 pub(crate) struct Enrolment {
     pub(crate) zds_socket: PathBuf,
     pub(crate) node_socket: Option<PathBuf>,
-    pub(crate) generation: String,
+    pub(crate) generation: Generation,
     pub(crate) pods: Arc<Pods>,
+    pub(crate) mesh: Mesh,
     pub(crate) certificates: CertificateStore,
     pub(crate) workers: Workers,
     pub(crate) probes: Probes,
-    /// Asked when no pod may be added any more; the agent is still told of those that are here.
-    pub(crate) draining: Shutdown,
 }
 
 /// Why a session with the agent ended.
@@ -52,7 +64,7 @@ enum SessionError {
     Closed(&'static str),
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the agent speaks version {0} of node.sock, this proxy version {version}", version = node::VERSION)]
+    #[error("the agent wants to speak version {0} of node.sock, this proxy speaks 1 to {version}", version = node::VERSION)]
     NodeVersion(u32),
     #[error(transparent)]
     Recv(#[from] RecvError),
@@ -63,6 +75,8 @@ enum SessionError {
 /// One session: both sockets, and what is known only while they are open.
 struct Session<'a> {
     enrolment: &'a Enrolment,
+    /// None once another proxy serves.
+    zds: Option<Connection>,
     node: Option<Arc<Connection>>,
     outbox: mpsc::Sender<ToAgent>,
     kept: HashMap<PodUid, Listeners>,
@@ -71,6 +85,14 @@ struct Session<'a> {
     ready: &'a mut Option<Pending>,
     /// Pods under release of whose connections the agent is told.
     told: HashSet<PodUid>,
+    /// Held by every pod of the snapshot whose doors are still to be opened, and until the snapshot is complete.
+    opening: Option<mpsc::Sender<Infallible>>,
+    /// Whether all of them are open.
+    serves: bool,
+    /// Questions that wait for their answers, by number.
+    asked: HashMap<u64, Question>,
+    /// Since when nobody is known to serve instead, though somebody did.
+    alone: Option<Instant>,
 }
 
 impl Enrolment {
@@ -89,6 +111,8 @@ impl Enrolment {
             let delay = backoff.delay();
             if let Err(error) = ended {
                 tracing::warn!(error = %Chain(&error), retry_in_ms = delay.as_millis(), "no session with the node agent");
+            } else {
+                continue;
             }
             tokio::select! {
                 () = shutdown.requested() => return,
@@ -104,6 +128,7 @@ impl Enrolment {
         backoff: &mut Backoff,
     ) -> Result<(), SessionError> {
         let (outbox, mut to_agent) = mpsc::channel(OUTBOX);
+        let succeeded = self.generation.is_succeeded();
         let (node, kept) = match &self.node_socket {
             Some(path) => {
                 let (connection, kept) = self.greet(path).await?;
@@ -111,27 +136,36 @@ impl Enrolment {
             }
             None => (None, HashMap::new()),
         };
-        let zds = Connection::connect(&self.zds_socket)?;
-        zds.send(&zds::Hello).await?;
+        let mut zds = None;
+        if !succeeded {
+            let connection = Connection::connect(&self.zds_socket)?;
+            connection.send(&zds::Hello).await?;
+            zds = Some(connection);
+        }
         backoff.reset();
-        tracing::info!(kept = kept.len(), "in session with the node agent");
+        tracing::info!(kept = kept.len(), succeeded, "in session with the node agent");
         if node.is_some() {
             self.probes.connected();
         }
+        let (opening, mut opened) = mpsc::channel(1);
         let mut session = Session {
             enrolment: self,
+            zds,
             node: node.clone(),
             outbox,
             kept,
             named: Some(HashSet::new()),
             ready,
             told: HashSet::new(),
+            opening: Some(opening),
+            serves: false,
+            asked: HashMap::new(),
+            alone: succeeded.then(Instant::now),
         };
-        let mut asked = HashMap::new();
         let mut next_question = 0u64;
         loop {
             tokio::select! {
-                request = zds.recv::<zds::Request>() => {
+                request = receive::<zds::Request>(session.zds.as_ref()) => {
                     let ack = match request {
                         Ok(Some(request)) => session.answer(request).await?,
                         Ok(None) => return Err(SessionError::Closed("the ZDS socket")),
@@ -142,26 +176,24 @@ impl Enrolment {
                         }
                         Err(error) => return Err(error.into()),
                     };
-                    zds.send(&ack).await?;
+                    send(session.zds.as_ref(), &ack).await?;
                 }
-                message = receive(node.as_deref()) => match message?.ok_or(SessionError::Closed("node.sock"))? {
-                    ToProxy::Release { pod, reason, deadline } => session.release(pod, reason, deadline),
-                    ToProxy::ProbeAnswer { id, origin } => {
-                        if let Some(question) = asked.remove(&id) {
-                            Question::answer(question, origin);
-                        }
-                    }
-                    ToProxy::Hello { .. } | ToProxy::Listeners(_) | ToProxy::ListenersSent => {
-                        tracing::warn!("the node agent sent a greeting twice");
-                    }
-                },
+                message = receive(node.as_deref()) => {
+                    session.hear(message?.ok_or(SessionError::Closed("node.sock"))?);
+                }
+                None = opened.recv(), if !session.serves => session.serving(),
+                () = expired(session.alone), if session.alone.is_some() => {
+                    // From the greeting on, as this proxy must hear of what its successor was given.
+                    self.generation.succeed(None);
+                    return Ok(());
+                }
                 Some(message) = to_agent.recv() => send(node.as_deref(), &message).await?,
                 Some(question) = questions.recv() => {
                     next_question += 1;
                     // Answers that never came: their askers are long gone.
-                    asked.retain(|_, question: &mut Question| !question.is_abandoned());
+                    session.asked.retain(|_, question| !question.is_abandoned());
                     send(node.as_deref(), &question.message(next_question)).await?;
-                    asked.insert(next_question, question);
+                    session.asked.insert(next_question, question);
                 }
             }
         }
@@ -170,24 +202,27 @@ impl Enrolment {
     /// Exchanges greetings on `node.sock` and takes the listeners that an earlier proxy made.
     async fn greet(&self, path: &std::path::Path) -> Result<(Connection, HashMap<PodUid, Listeners>), SessionError> {
         let connection = Connection::connect(path)?;
-        connection.send(&ToAgent::Hello { version: node::VERSION, generation: self.generation.clone() }).await?;
+        let generation = self.generation.name().to_owned();
+        let hello = ToAgent::Hello { version: node::VERSION, generation, started: self.generation.started() };
+        connection.send(&hello).await?;
         let mut kept = HashMap::new();
         loop {
             match connection.recv::<ToProxy>().await?.ok_or(SessionError::Closed("node.sock"))? {
-                ToProxy::Hello { version: node::VERSION } => {}
+                ToProxy::Hello { version: 1..=node::VERSION } => {}
                 ToProxy::Hello { version } => return Err(SessionError::NodeVersion(version)),
-                ToProxy::Listeners(listeners) => {
-                    let sockets = listeners.sockets.into_iter().map(|socket| (socket.port, socket.socket)).collect();
-                    match Listeners::adopt(sockets) {
-                        Some(adopted) => drop(kept.insert(listeners.pod, adopted)),
-                        None => tracing::warn!(pod.uid = %listeners.pod, "kept listeners are incomplete"),
-                    }
-                }
+                ToProxy::Listeners(listeners) => keep(&mut kept, listeners),
                 ToProxy::ListenersSent => break,
-                ToProxy::ProbeAnswer { .. } | ToProxy::Release { .. } => {
+                ToProxy::ProbeAnswer { .. }
+                | ToProxy::Release { .. }
+                | ToProxy::Successor(_)
+                | ToProxy::Terminating { .. } => {
                     tracing::warn!("the node agent spoke before it had greeted");
                 }
             }
+        }
+        if self.generation.is_succeeded() {
+            // They are its successor's, and would keep a pod's namespace alive.
+            return Ok((connection, HashMap::new()));
         }
         for (uid, pod) in self.pods.all().iter() {
             if !kept.contains_key(uid) {
@@ -199,11 +234,30 @@ impl Enrolment {
 }
 
 impl Session<'_> {
+    /// What the agent says on `node.sock`.
+    fn hear(&mut self, message: ToProxy) {
+        match message {
+            ToProxy::Release { pod, reason, deadline } => self.release(pod, reason, deadline),
+            ToProxy::ProbeAnswer { id, origin } => {
+                if let Some(question) = self.asked.remove(&id) {
+                    Question::answer(question, origin);
+                }
+            }
+            ToProxy::Listeners(listeners) => self.keep(listeners),
+            ToProxy::Terminating { pod } => self.bid_farewell(&pod),
+            ToProxy::Successor(Some(generation)) => self.succeed(generation),
+            ToProxy::Successor(None) => self.alone = Some(Instant::now()),
+            ToProxy::Hello { .. } | ToProxy::ListenersSent => {
+                tracing::warn!("the node agent sent a greeting twice");
+            }
+        }
+    }
+
     async fn answer(&mut self, request: zds::Request) -> Result<zds::Ack, SessionError> {
         Ok(match request {
             zds::Request::Add { uid, info, netns } => {
                 self.name(&uid);
-                if self.enrolment.draining.is_requested() {
+                if self.enrolment.pods.are_closed() {
                     return Ok(zds::Ack::failed("this proxy is draining"));
                 }
                 self.add(uid, info, netns).await?
@@ -225,7 +279,7 @@ impl Session<'_> {
                     all.keys().filter(|uid| !named.contains(*uid)).for_each(|uid| self.remove(uid));
                     self.kept.clear();
                 }
-                drop(self.ready.take());
+                drop(self.opening.take());
                 zds::Ack::done()
             }
         })
@@ -245,21 +299,72 @@ impl Session<'_> {
                 let listeners = self.kept.remove(&uid);
                 let made = listeners.is_none();
                 match pods.add(NewPod { uid: uid.clone(), info, netns, listeners }) {
-                    Ok(pod) => {
-                        if made {
-                            send(self.node.as_deref(), &listeners_of(&pod)?).await?;
+                    Ok(pod) if made => {
+                        send(self.node.as_deref(), &listeners_of(&pod)?).await?;
+                        if let Err(error) = pods.open(&pod) {
+                            self.remove(&uid);
+                            return Ok(unserved(&uid, &error));
                         }
                         pod
                     }
-                    Err(error) => {
-                        tracing::warn!(pod.uid = %uid, error = %Chain(&error), "a pod cannot be served");
-                        return Ok(zds::Ack::failed(&Chain(&error).to_string()));
+                    Ok(pod) => {
+                        self.open_when_able(&pod);
+                        pod
                     }
+                    Err(error) => return Ok(unserved(&uid, &error)),
                 }
             }
         };
         self.tell_when_ready(&pod, handed_over);
         Ok(zds::Ack::done())
+    }
+
+    /// Opens the doors of a pod whose listeners were taken over as soon as its connections could be carried.
+    fn open_when_able(&self, pod: &Arc<Pod>) {
+        let (mesh, certificates) = (self.enrolment.mesh.clone(), self.enrolment.certificates.clone());
+        let (pod, pods, opening) = (Arc::clone(pod), Arc::clone(&self.enrolment.pods), self.opening.clone());
+        tasks::spawn("doors", async move {
+            let able = async {
+                tokio::join!(mesh.wait_complete(OPENING_DEADLINE), certificates.wait(&pod.identity, OPENING_DEADLINE))
+            };
+            tokio::select! {
+                _able_or_late = able => {}
+                () = pod.connections.ended() => return,
+            }
+            if let Err(error) = pods.open(&pod) {
+                tracing::error!(pod.uid = %pod.uid, %error, "a pod's doors cannot be opened");
+            }
+            drop(opening);
+        });
+    }
+
+    /// Every pod of the snapshot is served.
+    fn serving(&mut self) {
+        self.serves = true;
+        drop(self.ready.take());
+        self.tell(ToAgent::Serving);
+    }
+
+    /// Another proxy serves. This one goes on with the connections that it has.
+    fn succeed(&mut self, generation: String) {
+        self.enrolment.generation.succeed(Some(generation));
+        self.alone = None;
+        self.zds = None;
+        self.kept.clear();
+    }
+
+    /// Listeners of a pod that an older proxy made after this one's greeting.
+    fn keep(&mut self, listeners: node::Listeners) {
+        if !self.enrolment.generation.is_succeeded() && self.enrolment.pods.get(&listeners.pod).is_none() {
+            keep(&mut self.kept, listeners);
+        }
+    }
+
+    fn bid_farewell(&self, uid: &PodUid) {
+        if let Some(pod) = self.enrolment.pods.get(uid) {
+            tracing::info!(pod.uid = %uid, "a pod begins to end; its peers are asked to look for others");
+            pod.connections.bid_farewell();
+        }
     }
 
     fn name(&mut self, uid: &PodUid) {
@@ -298,6 +403,9 @@ impl Session<'_> {
     }
 
     fn release(&mut self, uid: PodUid, reason: ReleaseReason, deadline: Duration) {
+        if reason == ReleaseReason::Deleted {
+            self.kept.remove(&uid);
+        }
         let Some(pod) = self.enrolment.pods.get(&uid) else {
             // Removed already, or never served: the agent need not wait.
             let message = match reason {
@@ -311,9 +419,14 @@ impl Session<'_> {
         match reason {
             ReleaseReason::Deleted => {
                 self.enrolment.workers.forget(&uid);
+                // With a successor, nothing comes on ZDS.
+                let table = self.enrolment.generation.is_succeeded().then(|| Arc::clone(&self.enrolment.pods));
                 tasks::spawn("release", async move {
                     if !pod.connections.settle(deadline).await {
                         tracing::warn!(pod.uid = %uid, "some connections of a deleted pod were still open at its deadline");
+                    }
+                    if let Some(table) = table {
+                        table.remove(&uid);
                     }
                     drop(outbox.send(ToAgent::Released { pod: uid }).await);
                 });
@@ -362,18 +475,39 @@ fn remaining(pod: &Pod) -> u64 {
 }
 
 /// Never completes where there is no such socket.
-async fn receive(node: Option<&Connection>) -> Result<Option<ToProxy>, RecvError> {
-    match node {
-        Some(node) => node.recv().await,
+async fn receive<M: Message>(socket: Option<&Connection>) -> Result<Option<M>, RecvError> {
+    match socket {
+        Some(socket) => socket.recv().await,
         None => std::future::pending().await,
     }
 }
 
-async fn send(node: Option<&Connection>, message: &ToAgent) -> Result<(), SendError> {
-    match node {
-        Some(node) => node.send(message).await,
+async fn send(socket: Option<&Connection>, message: &impl Message) -> Result<(), SendError> {
+    match socket {
+        Some(socket) => socket.send(message).await,
         None => Ok(()),
     }
+}
+
+/// Completes when a proxy has been alone for long enough to be sure.
+async fn expired(alone: Option<Instant>) {
+    match alone {
+        Some(since) => tokio::time::sleep_until(since + ALONE_AFTER).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn keep(kept: &mut HashMap<PodUid, Listeners>, listeners: node::Listeners) {
+    let sockets = listeners.sockets.into_iter().map(|socket| (socket.port, socket.socket)).collect();
+    match Listeners::adopt(sockets) {
+        Some(adopted) => drop(kept.insert(listeners.pod, adopted)),
+        None => tracing::warn!(pod.uid = %listeners.pod, "kept listeners are incomplete"),
+    }
+}
+
+fn unserved(uid: &PodUid, error: &(impl std::error::Error + 'static)) -> zds::Ack {
+    tracing::warn!(pod.uid = %uid, error = %Chain(error), "a pod cannot be served");
+    zds::Ack::failed(&Chain(error).to_string())
 }
 
 fn listeners_of(pod: &Pod) -> Result<ToAgent, SessionError> {

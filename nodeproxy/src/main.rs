@@ -9,6 +9,7 @@ mod config;
 mod connections;
 mod debug;
 mod enrolment;
+mod generation;
 mod identify;
 mod lanes;
 mod pods;

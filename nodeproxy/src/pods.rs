@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -39,6 +39,8 @@ pub(crate) struct Pod {
     pub(crate) listeners: Listeners,
     /// Its live connections.
     pub(crate) connections: Connections,
+    /// Whether connections are taken at its doors.
+    open: AtomicBool,
     netns: OwnedFd,
     /// Keeps its certificate wanted as long as the pod is here.
     _want: Want,
@@ -59,6 +61,8 @@ pub(crate) struct Pods {
     household: Household,
     watched: Watched,
     next_number: AtomicU64,
+    /// No door opens while this proxy stands back.
+    closed: AtomicBool,
     by_uid: ArcSwap<HashMap<PodUid, Arc<Pod>>>,
 }
 
@@ -93,6 +97,11 @@ impl Pod {
         self.netns.as_fd()
     }
 
+    /// Whether connections are taken at its doors.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
     /// Whether this descriptor is of its network namespace.
     pub(crate) fn is_in(&self, netns: BorrowedFd<'_>) -> bool {
         matches!((netns::id(self.netns()), netns::id(netns)), (Ok(own), Ok(other)) if own == other)
@@ -102,10 +111,16 @@ impl Pod {
 impl Pods {
     /// An empty table.
     pub(crate) fn new(household: Household, watched: Watched) -> Self {
-        Self { household, watched, next_number: AtomicU64::new(1), by_uid: ArcSwap::default() }
+        Self {
+            household,
+            watched,
+            next_number: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
+            by_uid: ArcSwap::default(),
+        }
     }
 
-    /// Begins to serve a pod that is not served.
+    /// Takes up a pod that is not served; its doors are still closed.
     pub(crate) fn add(&self, new: NewPod) -> Result<Arc<Pod>, AddPodError> {
         let info = &new.info;
         let identity = Identity::new(self.household.trust_domain.clone(), &info.namespace, &info.service_account)
@@ -121,15 +136,12 @@ impl Pods {
             name: info.name.as_str().into(),
             listeners,
             connections: Connections::new(),
+            open: AtomicBool::new(false),
             netns: new.netns,
             _want: self.household.certificates.want(&identity),
             identity,
             uid: new.uid,
         });
-        if let Err(error) = Door::ALL.into_iter().try_for_each(|door| self.watched.add(&pod, door)) {
-            self.unwatch(&pod);
-            return Err(AddPodError::Listeners(error));
-        }
         self.change(|pods| {
             pods.insert(pod.uid.clone(), Arc::clone(&pod));
         });
@@ -143,17 +155,55 @@ impl Pods {
         self.change(|pods| {
             pods.remove(uid);
         });
-        self.unwatch(&pod);
+        self.close(&pod);
         pod.connections.end();
         tracing::info!(pod.uid = %uid, pod.namespace = %pod.namespace, pod.name = %pod.name, "no longer serving a pod");
         Some(pod)
     }
 
-    /// Stops taking connections of all pods; those that live go on. Another process may hold the same sockets.
-    pub(crate) fn stop_accepting(&self) {
-        for pod in self.all().values() {
-            self.unwatch(pod);
+    /// Takes connections of a pod, unless it is gone or this proxy stands back.
+    pub(crate) fn open(&self, pod: &Arc<Pod>) -> io::Result<()> {
+        let is_here = self.get(&pod.uid).is_some_and(|here| Arc::ptr_eq(&here, pod));
+        if !is_here || self.are_closed() || pod.open.swap(true, Ordering::SeqCst) {
+            return Ok(());
         }
+        pod.connections.stand_back(false);
+        Door::ALL.into_iter().try_for_each(|door| self.watched.add(pod, door)).inspect_err(|_| self.close(pod))
+    }
+
+    /// Takes connections of all pods, if it does not yet.
+    pub(crate) fn open_doors(&self) {
+        if !self.closed.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        for pod in self.all().values() {
+            if let Err(error) = self.open(pod) {
+                tracing::error!(pod.uid = %pod.uid, %error, "a pod's doors cannot be opened again");
+            }
+        }
+    }
+
+    /// Takes no more connections of any pod, and asks peers to open no more in their tunnels; those that live go on.
+    /// Another process may hold the same sockets.
+    pub(crate) fn close_doors(&self) {
+        if self.closed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        for pod in self.all().values() {
+            self.close(pod);
+            pod.connections.stand_back(true);
+        }
+    }
+
+    /// Whether this proxy stands back.
+    pub(crate) fn are_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// How many connections there are, and how many connections and tunnels.
+    pub(crate) fn count(&self) -> (u64, u64) {
+        let of = |(live, open), pod: &Arc<Pod>| (live + pod.connections.live(), open + pod.connections.open());
+        self.all().values().fold((0, 0), of)
     }
 
     /// One pod.
@@ -166,7 +216,8 @@ impl Pods {
         self.by_uid.load_full()
     }
 
-    fn unwatch(&self, pod: &Arc<Pod>) {
+    fn close(&self, pod: &Arc<Pod>) {
+        pod.open.store(false, Ordering::SeqCst);
         for door in Door::ALL {
             self.watched.remove(pod, door);
         }

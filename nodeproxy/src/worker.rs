@@ -32,8 +32,6 @@ pub(crate) struct Shared {
     pub(crate) place: Place,
     /// The ranges of the mesh, where that matters.
     pub(crate) mesh_ranges: Arc<[IpNet]>,
-    /// Asked when no more connections may begin.
-    pub(crate) drain: Shutdown,
 }
 
 /// What the lanes of one worker work with.

@@ -1,9 +1,11 @@
 //! The node proxies that are connected, what they were asked to serve, and what they said about it.
 //!
-//! Normally one; two during an upgrade. The newest is asked to serve pods, all are asked to stop. Everything stands
+//! Normally one; two during an upgrade, and more while older ones drain. The newest is asked to serve pods, all are asked
+//! to stop. Everything stands
 //! under one lock that is never held across an await; whoever waits for an answer looks again at every change.
 
 mod node;
+mod succession;
 mod zds;
 
 use std::{
@@ -49,12 +51,21 @@ type SessionId = u64;
 #[derive(Debug)]
 struct ZdsSession {
     id: SessionId,
+    /// Whether its proxy can say on `node.sock` that a pod's certificate is there: it connects there first.
+    has_node: bool,
     asks: mpsc::Sender<Ask>,
 }
 
 #[derive(Debug)]
 struct NodeSession {
     id: SessionId,
+    /// Which run of the proxy it is, and when that began.
+    generation: String,
+    started: Duration,
+    /// Whether it takes connections at every pod.
+    serving: bool,
+    /// Of which successor it was told.
+    successor: Option<String>,
     tell: mpsc::Sender<ToProxy>,
 }
 
@@ -75,6 +86,8 @@ struct Served {
     ready: Option<(SessionId, Result<(), String>)>,
     live: BTreeMap<SessionId, u64>,
     released: BTreeSet<SessionId>,
+    /// Whether it begins to end.
+    terminating: bool,
 }
 
 /// Requests that may wait for a proxy; each is a pod's name.
@@ -211,6 +224,7 @@ impl Proxies {
                 let (answer, answered) = oneshot::channel();
                 session.asks.try_send(Ask::Del(uid.clone(), answer)).map(|()| answered).map_err(|_| session.id)
             };
+            state.tell_predecessors_of_end(uid);
             let (answers, lost): (Vec<_>, Vec<_>) = state.zds.iter().map(ask).partition(Result::is_ok);
             for session in lost.into_iter().filter_map(Result::err) {
                 state.end_zds(session);
@@ -238,7 +252,20 @@ impl Proxies {
                 "ready": ready,
             })
         });
-        serde_json::json!({ "zds": state.zds.len(), "node": state.node.len(), "pods": pods.collect::<Vec<_>>() })
+        let proxies = state.node.iter().map(|node| {
+            serde_json::json!({
+                "generation": node.generation,
+                "started_ms": u64::try_from(node.started.as_millis()).unwrap_or(u64::MAX),
+                "serving": node.serving,
+                "successor": node.successor,
+            })
+        });
+        serde_json::json!({
+            "zds": state.zds.len(),
+            "node": state.node.len(),
+            "proxies": proxies.collect::<Vec<_>>(),
+            "pods": pods.collect::<Vec<_>>(),
+        })
     }
 
     /// Looks at once and then at every change until `check` has an answer.
@@ -283,12 +310,11 @@ impl State {
     }
 
     fn forget_zds(&mut self, id: SessionId) {
-        let before = self.zds.len();
+        let ended = self.zds.pop_if(|newest| newest.id == id).is_some();
         self.zds.retain(|session| session.id != id);
-        let ended = self.zds.len() != before;
         let served_only_here = |served: &Served| served.accepted.as_ref().is_none_or(|(session, _)| *session == id);
-        // An older proxy has never been given the listeners of these pods. Its session ends too: when it connects
-        // again, greeting and snapshot give it everything.
+        // An older proxy has never been given the listeners of these pods, if it was the newest that ended. Its session
+        // ends too: when it connects again, greeting and snapshot give it everything.
         if ended && self.served.values().any(served_only_here) {
             drop(self.zds.pop());
         }
@@ -306,7 +332,7 @@ impl State {
     }
 
     fn is_ready(&self, uid: &PodUid) -> bool {
-        self.node.is_empty() || self.ready(uid).is_some_and(Result::is_ok)
+        self.zds.last().is_some_and(|newest| !newest.has_node) || self.ready(uid).is_some_and(Result::is_ok)
     }
 }
 
@@ -339,6 +365,7 @@ impl Served {
             ready: None,
             live: BTreeMap::new(),
             released: BTreeSet::new(),
+            terminating: false,
         }
     }
 
@@ -352,7 +379,7 @@ impl Served {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{node::Greeting, *};
 
     fn info() -> WorkloadInfo {
         WorkloadInfo { name: "web".into(), namespace: "shop".into(), service_account: "web".into() }
@@ -383,7 +410,7 @@ mod tests {
         assert!(begun.elapsed() >= absence);
 
         let (tell, mut outbox) = mpsc::channel(8);
-        let (id, _) = proxies.open_node(tell);
+        let (id, _) = proxies.open_node(Greeting::default(), tell);
         assert!(timeout(absence * 10, proxies.drained(&pod, absence)).await.is_err(), "it has said nothing");
         assert!(matches!(outbox.recv().await, Some(ToProxy::Release { reason: ReleaseReason::Unenrolled, .. })));
         let say = |connections| {
@@ -406,7 +433,7 @@ mod tests {
         proxies.serve_pod(&pod, info(), None);
         let lacks = || proxies.lacks(&pod).map(|failure| failure.link);
         assert_eq!(lacks(), Some(Link::Proxy));
-        let (node, _) = proxies.open_node(mpsc::channel(8).0);
+        let (node, _) = proxies.open_node(Greeting::default(), mpsc::channel(8).0);
         let (zds, _asks, _) = proxies.open_zds();
         assert_eq!(lacks(), Some(Link::Listeners));
         proxies.note(&pod, |served| served.accepted = Some((zds, Ok(()))));
@@ -414,10 +441,14 @@ mod tests {
         proxies.note(&pod, |served| served.ready = Some((node, Ok(()))));
         assert_eq!(lacks(), None);
         proxies.close_node(node);
-        let (_again, _) = proxies.open_node(mpsc::channel(8).0);
+        let (again, _) = proxies.open_node(Greeting::default(), mpsc::channel(8).0);
         assert_eq!(lacks(), Some(Link::Certificate), "another proxy has not said so");
+        proxies.close_node(again);
+        assert_eq!(lacks(), Some(Link::Certificate), "a proxy that lost node.sock is none that never had it");
         proxies.close_zds(zds);
-        let (_again, _asks, _) = proxies.open_zds();
+        let (zds, _asks, _) = proxies.open_zds();
         assert_eq!(lacks(), Some(Link::Listeners));
+        proxies.note(&pod, |served| served.accepted = Some((zds, Ok(()))));
+        assert_eq!(lacks(), None, "one that has no node.sock cannot say more");
     }
 }

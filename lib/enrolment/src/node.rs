@@ -4,9 +4,11 @@
 //! proxy  Hello
 //! agent  Hello, Listeners ..., ListenersSent
 //! proxy  Listeners of the pods that the agent did not name
-//! then   proxy  Listeners, Ready, Live, Released, Probe      agent  Release, ProbeAnswer
+//! then   proxy  Listeners, Ready, Serving, Live, Released, Probe
+//!        agent  Listeners, Release, Terminating, Successor, ProbeAnswer
 //! ```
-//! Messages that only a newer version knows are ignored. Deadlines are the callers'.
+//! Messages that only a newer version knows are ignored, so both sides speak the lower of their versions and either may
+//! be upgraded first. Deadlines are the callers'.
 
 use std::{
     net::SocketAddr,
@@ -23,8 +25,8 @@ use crate::{
     wire::node as wire,
 };
 
-/// The version of the protocol that is spoken here.
-pub const VERSION: u32 = 1;
+/// The version of the protocol that is spoken here. The second brought succession and pods that begin to end.
+pub const VERSION: u32 = 2;
 /// The most bytes in a packet.
 pub const MAX_PACKET: usize = 4096;
 
@@ -37,6 +39,8 @@ pub enum ToAgent {
         version: u32,
         /// Which run of the proxy this is.
         generation: String,
+        /// When it started, since the machine did: of two that serve, the younger succeeds the older.
+        started: Duration,
     },
     /// The sockets of a pod that the proxy made; the agent keeps them for the next proxy.
     Listeners(Listeners),
@@ -68,6 +72,8 @@ pub enum ToAgent {
         /// Its two ends.
         connection: AddressPair,
     },
+    /// The proxy takes connections at every pod that it was told to serve.
+    Serving,
 }
 
 /// What the agent tells the proxy.
@@ -97,6 +103,13 @@ pub enum ToProxy {
         id: u64,
         /// Who made the connection.
         origin: Origin,
+    },
+    /// A younger proxy serves, of this generation; none: it has gone.
+    Successor(Option<String>),
+    /// A pod begins to end: its peers should look for others, its connections and its own calls go on.
+    Terminating {
+        /// Which pod.
+        pod: PodUid,
     },
 }
 
@@ -147,8 +160,11 @@ const READY: &str = "node ready";
 const LIVE: &str = "node live";
 const RELEASED: &str = "node released";
 const PROBE: &str = "node probe";
+const SERVING: &str = "node serving";
 const RELEASE: &str = "node release";
 const PROBE_ANSWER: &str = "node probe_answer";
+const SUCCESSOR: &str = "node successor";
+const TERMINATING: &str = "node terminating";
 
 impl Message for ToAgent {
     const NAME: &'static str = "node message to the agent";
@@ -159,9 +175,11 @@ impl Message for ToAgent {
         use wire::to_agent::Payload;
         let mut descriptors = Vec::new();
         let payload = match self {
-            Self::Hello { version, generation } => {
-                Payload::Hello(wire::AgentHello { version: *version, generation: generation.clone() })
-            }
+            Self::Hello { version, generation, started } => Payload::Hello(wire::AgentHello {
+                version: *version,
+                generation: generation.clone(),
+                started_ms: millis(*started),
+            }),
             Self::Listeners(listeners) => {
                 descriptors = listeners.descriptors();
                 Payload::Listeners(listeners.to_wire())
@@ -184,6 +202,7 @@ impl Message for ToAgent {
                 client: connection.client.to_string(),
                 server: connection.server.to_string(),
             }),
+            Self::Serving => Payload::Serving(wire::Serving {}),
         };
         packet::<Self>(&wire::ToAgent { payload: Some(payload) }, descriptors)
     }
@@ -198,11 +217,16 @@ impl Message for ToAgent {
             Payload::Live(_) => (LIVE, 0),
             Payload::Released(_) => (RELEASED, 0),
             Payload::Probe(_) => (PROBE, 0),
+            Payload::Serving(_) => (SERVING, 0),
         };
         count_descriptors(message, expected, &descriptors)?;
         let pod = |uid| pod_uid(message, uid);
         Ok(Some(match payload {
-            Payload::Hello(hello) => Self::Hello { version: hello.version, generation: hello.generation },
+            Payload::Hello(hello) => Self::Hello {
+                version: hello.version,
+                generation: hello.generation,
+                started: Duration::from_millis(hello.started_ms),
+            },
             Payload::Listeners(listeners) => Self::Listeners(Listeners::from_wire(listeners, descriptors)?),
             Payload::Ready(ready) => {
                 let outcome = if ready.error.is_empty() { Ok(()) } else { Err(ready.error) };
@@ -214,6 +238,7 @@ impl Message for ToAgent {
                 let (client, server) = (address("client", &probe.client)?, address("server", &probe.server)?);
                 Self::Probe { id: probe.id, pod: pod(probe.pod_uid)?, connection: AddressPair { client, server } }
             }
+            Payload::Serving(wire::Serving {}) => Self::Serving,
         }))
     }
 }
@@ -235,11 +260,15 @@ impl Message for ToProxy {
             Self::Release { pod, reason, deadline } => Payload::Release(wire::Release {
                 pod_uid: pod.to_string(),
                 reason: wire::ReleaseReason::from(*reason).into(),
-                deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX),
+                deadline_ms: millis(*deadline),
             }),
             Self::ProbeAnswer { id, origin } => {
                 Payload::ProbeAnswer(wire::ProbeAnswer { id: *id, origin: wire::Origin::from(*origin).into() })
             }
+            Self::Successor(generation) => {
+                Payload::Successor(wire::Successor { generation: generation.clone().unwrap_or_default() })
+            }
+            Self::Terminating { pod } => Payload::Terminating(wire::Terminating { pod_uid: pod.to_string() }),
         };
         packet::<Self>(&wire::ToProxy { payload: Some(payload) }, descriptors)
     }
@@ -253,6 +282,8 @@ impl Message for ToProxy {
             Payload::ListenersSent(_) => (LISTENERS_SENT, 0),
             Payload::Release(_) => (RELEASE, 0),
             Payload::ProbeAnswer(_) => (PROBE_ANSWER, 0),
+            Payload::Successor(_) => (SUCCESSOR, 0),
+            Payload::Terminating(_) => (TERMINATING, 0),
         };
         count_descriptors(message, expected, &descriptors)?;
         Ok(Some(match payload {
@@ -265,6 +296,12 @@ impl Message for ToProxy {
                 deadline: Duration::from_millis(release.deadline_ms),
             },
             Payload::ProbeAnswer(answer) => Self::ProbeAnswer { id: answer.id, origin: origin(answer.origin)? },
+            Payload::Successor(successor) => {
+                Self::Successor((!successor.generation.is_empty()).then_some(successor.generation))
+            }
+            Payload::Terminating(wire::Terminating { pod_uid: uid }) => {
+                Self::Terminating { pod: pod_uid(TERMINATING, uid)? }
+            }
         }))
     }
 }
@@ -311,6 +348,10 @@ impl From<Origin> for wire::Origin {
             Origin::Gone => Self::Gone,
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn release_reason(number: i32) -> Result<ReleaseReason, DecodeError> {

@@ -136,6 +136,11 @@ impl Watch {
     fn accept(&mut self) -> io::Result<Option<Knock>> {
         while let Some(turn) = self.ready.front_mut() {
             let (pod, door) = (Arc::clone(&turn.pod), turn.door);
+            if !pod.is_open() {
+                // Whoever waits there is another process's to take.
+                self.ready.pop_front();
+                continue;
+            }
             let accepted = pod.listeners.socket(door).accept();
             turn.left -= 1;
             if turn.left == 0 || accepted.is_err() {

@@ -18,6 +18,7 @@ pub(super) fn page(node: &str, shown: &Shown) -> Value {
             "name": &*pod.name,
             "identity": pod.identity.to_string(),
             "connections": pod.connections.live(),
+            "tunnels": pod.connections.open().saturating_sub(pod.connections.live()),
         })).collect::<Vec<_>>(),
         "certificates": shown.certificates.status(),
         "view": {

@@ -17,7 +17,7 @@ use crate::{
         Knock, canonical,
         socket::{self, SourceAddress},
     },
-    connections::{Arrival, Ended, Lease},
+    connections::{Arrival, Ended, Lease, OpenTunnel},
     identify,
     pods::Pod,
     resolve::inbound::{Application, backed_service, resolve},
@@ -37,14 +37,14 @@ struct Ends {
 
 /// Serves one tunnel to its end.
 pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
-    let _open = knock.pod.connections.tunnel();
+    let open = knock.pod.connections.tunnel();
     let (client, pod) = (knock.client, Arc::clone(&knock.pod));
     let mut record = Record::open(&worker.books, Direction::Inbound, client);
     match handshake(knock, &worker).await {
         Ok((connection, hbone)) => {
             record.discard();
             let ends = Rc::new(Ends { pod, peer: connection.peer().clone(), client, hbone });
-            streams(connection, &ends, &worker).await;
+            streams(connection, open, &ends, &worker).await;
         }
         Err(failure) => {
             record.destination.workload = worker.shared.mesh.view().workload(&pod.workload).cloned();
@@ -71,13 +71,14 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
     }
 }
 
-/// Takes streams until the tunnel ends. A pod that goes, or a proxy that stops, says so to the peer (GOAWAY).
-async fn streams(mut connection: ServerConnection, ends: &Rc<Ends>, worker: &Rc<Worker>) {
+/// Takes streams until the tunnel ends. A pod that begins to end or ends, or a proxy that stands back, says so to the peer
+/// (GOAWAY).
+async fn streams(mut connection: ServerConnection, mut open: OpenTunnel, ends: &Rc<Ends>, worker: &Rc<Worker>) {
     let goodbye = connection.shutdown_handle();
     let mut leaving = std::pin::pin!(async {
         tokio::select! {
             () = ends.pod.connections.ended() => {}
-            () = worker.shared.drain.requested() => {}
+            () = open.farewell() => {}
         }
     });
     let mut said = false;

@@ -199,6 +199,9 @@ impl PodTask {
         self.sure |= told.readable;
         let Some(facts) = told.facts.as_ref() else { return };
         self.info.clone_from(&facts.info);
+        if facts.terminating {
+            self.shared.proxies.terminating(&self.uid);
+        }
         if !facts.addresses.is_empty() {
             self.addresses.clone_from(&facts.addresses);
         }

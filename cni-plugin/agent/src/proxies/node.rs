@@ -10,7 +10,7 @@ use underpass_enrolment::{
 use underpass_model::{AddressPair, PodUid};
 use underpass_runtime::{Shutdown, tasks};
 
-use super::{NodeSession, Proxies, SessionId};
+use super::{NodeSession, Proxies, SessionId, State};
 
 /// Who answers the proxies' question for the origin of a connection.
 pub type AnswerProbe = Arc<dyn Fn(AddressPair) -> Pin<Box<dyn Future<Output = Origin> + Send>> + Send + Sync>;
@@ -41,6 +41,13 @@ enum SessionError {
     Sockets(#[source] std::io::Error),
 }
 
+/// How a proxy introduces itself.
+#[derive(Debug, Default)]
+pub(super) struct Greeting {
+    pub(super) generation: String,
+    pub(super) started: Duration,
+}
+
 /// Serves until asked to stop; each proxy gets a task.
 pub async fn serve(listener: Listener, proxies: Proxies, answer: AnswerProbe, shutdown: Shutdown) {
     loop {
@@ -69,18 +76,22 @@ pub async fn serve(listener: Listener, proxies: Proxies, answer: AnswerProbe, sh
 }
 
 async fn session(connection: &Connection, proxies: &Proxies, answer: &AnswerProbe) -> Result<(), SessionError> {
-    let generation = match timeout(PATIENCE, connection.recv::<ToAgent>()).await.map_err(|_| SessionError::Slow)?? {
-        Some(ToAgent::Hello { generation, .. }) => generation,
-        Some(_) => return Err(SessionError::NoHello),
-        None => return Ok(()),
-    };
-    send(connection, &ToProxy::Hello { version: VERSION }).await?;
+    let (version, greeting) =
+        match timeout(PATIENCE, connection.recv::<ToAgent>()).await.map_err(|_| SessionError::Slow)?? {
+            Some(ToAgent::Hello { version, generation, started }) => {
+                (version.min(VERSION), Greeting { generation, started })
+            }
+            Some(_) => return Err(SessionError::NoHello),
+            None => return Ok(()),
+        };
+    send(connection, &ToProxy::Hello { version }).await?;
     let (tell, outbox) = mpsc::channel(OUTBOX);
     // The table holds the only sender that counts, so that taking the session out of it ends the session.
     let weak = tell.downgrade();
-    let (id, pods) = proxies.open_node(tell);
+    let generation = greeting.generation.clone();
+    let (id, pods) = proxies.open_node(greeting, tell);
     let opened = Opened { proxies, id };
-    tracing::info!(session = id, generation, "a node proxy is connected on node.sock");
+    tracing::info!(session = id, generation, version, "a node proxy is connected on node.sock");
     // Both ways at once: a proxy that is slow to read is heard all the same.
     tokio::select! {
         sent = opened.send_all(connection, pods, outbox) => sent,
@@ -144,7 +155,8 @@ impl Opened<'_> {
     fn take(&self, message: ToAgent, tell: &mpsc::WeakSender<ToProxy>, answer: &AnswerProbe) {
         match message {
             ToAgent::Hello { .. } => tracing::warn!(session = self.id, "a node proxy greeted twice"),
-            ToAgent::Listeners(listeners) => self.proxies.keep(listeners),
+            ToAgent::Listeners(listeners) => self.proxies.keep(self.id, listeners),
+            ToAgent::Serving => self.proxies.serving(self.id),
             ToAgent::Ready { pod, outcome } => {
                 self.proxies.note(&pod, |served| served.ready = Some((self.id, outcome)))
             }
@@ -169,10 +181,16 @@ impl Opened<'_> {
 }
 
 impl Proxies {
-    pub(super) fn open_node(&self, tell: mpsc::Sender<ToProxy>) -> (SessionId, BTreeSet<PodUid>) {
+    pub(super) fn open_node(&self, greeting: Greeting, tell: mpsc::Sender<ToProxy>) -> (SessionId, BTreeSet<PodUid>) {
         let mut state = self.lock();
         let id = state.next_session();
-        state.node.push(NodeSession { id, tell });
+        for (uid, _) in state.served.iter().filter(|(_, served)| served.terminating) {
+            // Should there be no room for it, the pod's deletion tells soon enough.
+            let _full = tell.try_send(ToProxy::Terminating { pod: uid.clone() });
+        }
+        let Greeting { generation, started } = greeting;
+        state.node.push(NodeSession { id, generation, started, serving: false, successor: None, tell });
+        state.tell_successors();
         let pods = state.served.keys().cloned().collect();
         drop(state);
         self.notify();
@@ -182,6 +200,7 @@ impl Proxies {
     pub(super) fn close_node(&self, id: SessionId) {
         let mut state = self.lock();
         state.node.retain(|session| session.id != id);
+        state.tell_successors();
         for served in state.served.values_mut() {
             served.live.remove(&id);
             served.ready.take_if(|(session, _)| *session == id);
@@ -197,10 +216,26 @@ impl Proxies {
         served.map(|served| Ok(Listeners { pod: pod.clone(), sockets: served.duplicates()? })).transpose()
     }
 
-    /// Only for pods that are served: a listener keeps its network namespace alive.
-    fn keep(&self, listeners: Listeners) {
+    /// Only for pods that are served: a listener keeps its network namespace alive. Younger proxies, whose greeting was
+    /// before, are given them too; to make their own they would find the ports taken.
+    pub(super) fn keep(&self, from: SessionId, listeners: Listeners) {
+        let pod = listeners.pod;
         let sockets = listeners.sockets.into_iter().map(|listening| (listening.port, listening.socket)).collect();
-        self.note(&listeners.pod, |served| served.listeners = sockets);
+        let mut state = self.lock();
+        let State { node, served, .. } = &mut *state;
+        let Some(served) = served.get_mut(&pod) else { return };
+        served.listeners = sockets;
+        let Some(makers) = node.iter().find(|session| session.id == from).map(|session| session.started) else {
+            return;
+        };
+        node.retain(|session| {
+            let give = || {
+                let listeners = Listeners { pod: pod.clone(), sockets: served.duplicates().ok()? };
+                session.tell.try_send(ToProxy::Listeners(listeners)).ok()
+            };
+            // One that cannot be told begins anew, with a greeting that names these, too.
+            session.started <= makers || give().is_some()
+        });
     }
 
     pub(super) fn note(&self, pod: &PodUid, note: impl FnOnce(&mut super::Served)) {

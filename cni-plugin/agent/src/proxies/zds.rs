@@ -158,7 +158,8 @@ impl Proxies {
         let (asks, receiver) = mpsc::channel(QUEUE);
         let mut state = self.lock();
         let id = state.next_session();
-        state.zds.push(ZdsSession { id, asks });
+        let has_node = !state.node.is_empty();
+        state.zds.push(ZdsSession { id, has_node, asks });
         let pods = state.served.keys().cloned().collect();
         drop(state);
         self.notify();
@@ -185,10 +186,14 @@ impl Proxies {
         })
     }
 
-    fn accept(&self, session: SessionId, uid: &PodUid, outcome: Result<(), String>) {
-        if let Some(served) = self.lock().served.get_mut(uid) {
+    /// Only the newest proxy's word counts: it is the one that shall serve when the others are gone.
+    pub(super) fn accept(&self, session: SessionId, uid: &PodUid, outcome: Result<(), String>) {
+        let mut state = self.lock();
+        let is_newest = state.zds.last().is_some_and(|newest| newest.id == session);
+        if let Some(served) = state.served.get_mut(uid).filter(|_| is_newest) {
             served.accepted = Some((session, outcome));
         }
+        drop(state);
         self.notify();
     }
 }

@@ -242,7 +242,9 @@ impl Proxy {
             true => None,
             false => {
                 let node = Connection::connect(&agent.path("run/node.sock")).unwrap();
-                node.send(&ToAgent::Hello { version: VERSION, generation: "test".into() }).await.unwrap();
+                node.send(&ToAgent::Hello { version: VERSION, generation: "test".into(), started: Duration::ZERO })
+                    .await
+                    .unwrap();
                 loop {
                     match timeout(PATIENCE, node.recv::<ToProxy>()).await.unwrap().unwrap().unwrap() {
                         ToProxy::Listeners(listeners) => {
@@ -365,7 +367,9 @@ impl Script {
                 self.events.send(Event::Release(pod.to_string(), reason)).await.unwrap();
             }
             ToProxy::ProbeAnswer { id, origin } => self.events.send(Event::Answer(id, origin)).await.unwrap(),
-            ToProxy::Hello { .. } | ToProxy::Listeners(_) | ToProxy::ListenersSent => panic!("greeted again"),
+            // What a real proxy does with these is its own business.
+            ToProxy::Listeners(_) | ToProxy::Successor(_) | ToProxy::Terminating { .. } => return,
+            ToProxy::Hello { .. } | ToProxy::ListenersSent => panic!("greeted again"),
         }
     }
 }

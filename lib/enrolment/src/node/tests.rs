@@ -27,7 +27,8 @@ fn messages_to_the_agent_survive_the_way() {
     let connection =
         AddressPair { client: "10.0.0.1:40000".parse().unwrap(), server: "[fd00::2]:8080".parse().unwrap() };
     for message in [
-        ToAgent::Hello { version: VERSION, generation: "g1".to_owned() },
+        ToAgent::Hello { version: VERSION, generation: "g1".to_owned(), started: Duration::from_millis(7) },
+        ToAgent::Serving,
         ToAgent::Ready { pod: pod(), outcome: Ok(()) },
         ToAgent::Ready { pod: pod(), outcome: Err("no certificate".to_owned()) },
         ToAgent::Live { pod: pod(), connections: 7 },
@@ -46,6 +47,9 @@ fn messages_to_the_proxy_survive_the_way() {
     for message in [
         ToProxy::Hello { version: VERSION },
         ToProxy::ListenersSent,
+        ToProxy::Successor(Some("g2".to_owned())),
+        ToProxy::Successor(None),
+        ToProxy::Terminating { pod: pod() },
         release(ReleaseReason::Deleted),
         release(ReleaseReason::Unenrolled),
         answer(Origin::Kubelet),
@@ -125,7 +129,7 @@ fn refuses_to_send_what_the_peer_could_not_receive() {
     let ports: Vec<u16> = (1..=17).collect();
     let error = ToProxy::Listeners(listeners(&ports)).encode().unwrap_err();
     assert_eq!(error.to_string(), "node message to the proxy has 17 descriptors and the receiver takes 16");
-    let hello = ToAgent::Hello { version: VERSION, generation: "g".repeat(5000) };
+    let hello = ToAgent::Hello { version: VERSION, generation: "g".repeat(5000), started: Duration::ZERO };
     assert!(matches!(hello.encode(), Err(EncodeError::TooLong { .. })));
 }
 

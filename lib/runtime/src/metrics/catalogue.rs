@@ -103,6 +103,18 @@ pub static CONNECTIONS_LIVE: Gauges<0> = gauge(
     "Connections, tunnel streams and handshakes of peers that are under way; which ones says `/connections`.",
     [],
 );
+/// Connections of this run.
+pub static GENERATION_CONNECTIONS: Gauges<1> = gauge(
+    "underpass_generation_connections",
+    "Connections of pods that live in this run of the node proxy; while one run follows another, a node has several.",
+    [("generation", "the run, as the node agent and `/generation` name it")],
+);
+/// Whether connections are taken.
+pub static ACCEPTING: Gauges<0> = gauge(
+    "underpass_accepting",
+    "1 while connections are taken; 0 once another run of the node proxy takes them, or shortly before the end.",
+    [],
+);
 /// How connections ended.
 pub static CONNECTIONS_CLOSED: Counters<3> = counter(
     "underpass_connections_closed_total",
@@ -245,7 +257,14 @@ pub static ALL: &[Section] = &[
     },
     Section {
         title: "Connections (node proxy)",
-        metrics: &[&CONNECTIONS_LIVE, &CONNECTIONS_CLOSED, &ACCEPT_FAILURES, &WAIT],
+        metrics: &[
+            &CONNECTIONS_LIVE,
+            &GENERATION_CONNECTIONS,
+            &ACCEPTING,
+            &CONNECTIONS_CLOSED,
+            &ACCEPT_FAILURES,
+            &WAIT,
+        ],
     },
     Section { title: "Policies (node proxy)", metrics: &[&POLICY_REFUSALS, &POLICY_DRY_RUN, &CONNECTIONS_REVOKED] },
     Section {

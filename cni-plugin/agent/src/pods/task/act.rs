@@ -40,8 +40,19 @@ impl PodTask {
                 self.backoff.reset();
                 self.answer(&Ok(true));
             }
+            // Of two proxies of which one follows the other, one may have found the ports taken by the other.
+            Some(Err(failure)) if failure.link == Link::Listeners && self.has_time() => {
+                self.tell_trouble(failure);
+                self.rest(Some(self.shared.limits.retry.0)).await;
+            }
             Some(Err(failure)) => self.fail(failure).await,
         }
+    }
+
+    /// Whether an ADD waits that could still be answered well after another try.
+    fn has_time(&self) -> bool {
+        let most = self.shared.limits.retry.0 * 4;
+        self.adding.as_ref().is_some_and(|adding| Instant::now() + most < adding.deadline)
     }
 
     async fn try_enrol(&mut self, deadline: Instant) -> Option<Result<(), PluginFailure>> {
