@@ -86,6 +86,15 @@ enum Verb {
         /// The node, such as `node-a`.
         node: String,
     },
+    /// Start the next run of a node's proxy beside the present one, which lets its connections end.
+    #[command(after_help = "The present run stands back once the next one serves. What then becomes of it: \
+        docs/operations/lifecycle.md.\n\nExamples:\n  underpass lab upgrade node-a\n  \
+        underpass lab upgrade node-a node-b")]
+    Upgrade {
+        /// The nodes, such as `node-a`, one after the other.
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
     /// Walk through what the mesh does, in about a minute, showing what is observed.
     Demo,
     /// End a lab: programs, network namespaces and files.
@@ -173,6 +182,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Pod(verb) => pod(&lab()?, verb)?,
         Verb::Logs { program, follow } => logs(&lab()?, program.as_deref(), follow)?,
         Verb::Metrics { node } => say(lab()?.metrics(&node)?.trim_end()),
+        Verb::Upgrade { nodes } => upgrade(&lab()?, &nodes)?,
         Verb::Demo => return demo::walk(name.unwrap_or(demo::NAME)),
         Verb::Down { all } => down(name, all)?,
     }
@@ -299,6 +309,25 @@ fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
             lab.pod_delete(&name)?;
             say(&format!("{name} deleted"));
         }
+    }
+    Ok(())
+}
+
+fn upgrade(lab: &Lab, nodes: &[String]) -> Result<()> {
+    need_root()?;
+    for node in nodes {
+        let names = lab.options().node_names();
+        ensure!(names.contains(node), "there is no node {node}: choose of {}", names.join(", "));
+        let former = lab.upgrade(node)?;
+        let (name, pid) = (&former.process.name, former.process.pid);
+        // It may have ended already.
+        let connections = lab.generation_of(&former).ok().and_then(|page| page.get("connections")?.as_u64());
+        say(&match connections {
+            Some(connections) => {
+                format!("{node} has a new proxy; {name} (process {pid}) lets {connections} connections end")
+            }
+            None => format!("{node} has a new proxy; {name} (process {pid}) had nothing left to do"),
+        });
     }
     Ok(())
 }

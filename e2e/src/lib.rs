@@ -2,6 +2,7 @@
 //!
 //! Scenarios that only call use one lab together, [`world`]; those that break something make their own, [`alone`].
 
+pub mod crowd;
 pub mod envoy;
 
 use std::{

@@ -1,6 +1,6 @@
 //! A lab as a whole: up, found again, down.
 
-use std::{fs, ops::Deref, path::Path, time::Duration};
+use std::{fs, ops::Deref, os::unix::fs::DirBuilderExt as _, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -78,6 +78,7 @@ impl Lab {
         {
             fs::create_dir(directory)?;
         }
+        fs::DirBuilder::new().mode(0o700).create(paths.memory()).context("a directory in memory for keys")?;
         fs::write(paths.description(), serde_json::to_vec_pretty(&self.options)?)?;
         tell("joining the nodes' network namespaces by a bridge");
         topology::build(paths, &self.options)?;
@@ -165,8 +166,8 @@ impl Lab {
         for namespace in &namespaces {
             netns::remove(namespace)?;
         }
-        if paths.root().exists() {
-            fs::remove_dir_all(paths.root()).with_context(|| format!("removing {}", paths.root().display()))?;
+        for directory in [&paths.memory(), paths.root()].into_iter().filter(|directory| directory.exists()) {
+            fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))?;
         }
         for shared in [ROOT, NETNS_ETC] {
             // Fails, as it should, while another lab uses it.

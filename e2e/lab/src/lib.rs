@@ -27,6 +27,7 @@ mod preflight;
 mod programs;
 mod services;
 mod topology;
+mod upgrade;
 
 pub use config::Options;
 pub use lab::{Lab, ScopedLab};
@@ -37,5 +38,6 @@ pub use place::{Place, PodName};
 pub use pod::{Pod, PodSpec};
 pub use probe::{Probe, ProbeAnswer};
 pub use process::{Output, Process};
+pub use upgrade::Former;
 pub use wait::{eventually, until};
 pub use wire::{Capture, Segment, Wire};

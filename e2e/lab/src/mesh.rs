@@ -13,14 +13,7 @@ use serde_json::{Value, json};
 use underpass_model::names::{METRICS_PORT, OPERATOR_PORT, READY_PORT, SYSTEM_NAMESPACE};
 
 use crate::{
-    http,
-    lab::Lab,
-    netns,
-    place::{Place, PodName},
-    pod::{Pod, PodSpec},
-    preflight::PROBER,
-    process::Process,
-    topology::CONTROL,
+    http, lab::Lab, netns, place::Place, pod::Pod, preflight::PROBER, process::Process, topology::CONTROL,
     wait::eventually,
 };
 
@@ -62,11 +55,6 @@ impl Program {
     }
 }
 
-/// The pod in which a node's proxy runs.
-fn proxy_pod(node: &str) -> PodName {
-    PodName::new(SYSTEM_NAMESPACE, &format!("nodeproxy-{node}"))
-}
-
 impl Lab {
     /// The part of a conflist that is ours.
     pub(crate) fn plugin_config(&self, node: &str) -> Value {
@@ -96,8 +84,7 @@ impl Lab {
         }
         tell("starting a node proxy on each node, in a pod of its own");
         for node in &nodes {
-            let pod = proxy_pod(node);
-            self.pod_add(&PodSpec::new(node, &pod.namespace, &pod.name).service_account("underpass-nodeproxy"))?;
+            self.add_proxy_pod(node)?;
             self.spawn_program(&Program::node_proxy(node))?;
         }
         nodes.iter().try_for_each(|node| self.wait_program(&Program::node_proxy(node)))
@@ -167,14 +154,14 @@ impl Lab {
     pub fn spawn_program(&self, program: &Program) -> Result<Process> {
         let (place, argv) = match program {
             Program::Agent(node) => (Place::node(node), self.agent_command(node)),
-            Program::NodeProxy(node) => (Place::Pod(proxy_pod(node)), self.proxy_command(node)),
+            Program::NodeProxy(node) => (Place::Pod(self.proxy_pod_name(node)), self.proxy_command(node)),
             Program::Operator => (Place::Control, self.operator_command()),
         };
         let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
         self.start(&program.process_name(), self.exec(place, &argv))
     }
 
-    fn wait_program(&self, program: &Program) -> Result<()> {
+    pub(crate) fn wait_program(&self, program: &Program) -> Result<()> {
         let process = self.program(program)?;
         let what = format!("{} to serve", program.process_name());
         eventually(START, &what, || {
@@ -196,7 +183,7 @@ impl Lab {
                 Ok(())
             }
             Program::NodeProxy(node) => {
-                let address = SocketAddr::new(self.pod(&proxy_pod(node))?.v4()?, READY_PORT);
+                let address = SocketAddr::new(self.proxy_pod(node)?.v4()?, READY_PORT);
                 http::get(&self.paths().namespace(&Place::node(node)), address, "/healthz/ready").map(drop)
             }
             Program::Operator => {
@@ -221,7 +208,7 @@ impl Lab {
     /// # Errors
     /// If the lab is without the mesh.
     pub fn proxy_pod(&self, node: &str) -> Result<Pod> {
-        self.pod(&proxy_pod(node))
+        self.pod(&self.proxy_pod_name(node))
     }
 
     /// What a node's proxy counts, in Prometheus' text format.
@@ -238,11 +225,10 @@ impl Lab {
     /// # Errors
     /// If it does not answer.
     pub fn proxy_admin(&self, node: &str, path: &str) -> Result<String> {
-        let address = SocketAddr::from(([127, 0, 0, 1], underpass_model::names::ADMIN_PORT));
-        http::get(&self.paths().namespace(&Place::Pod(proxy_pod(node))), address, path)
+        self.admin_page(&self.proxy_pod_name(node), path)
     }
 
-    /// The lines of a node proxy's access log so far, one object for each connection that ended.
+    /// The lines of a node's access log so far, those of every run of its proxy, one object for each connection that ended.
     ///
     /// # Errors
     /// If the lab is without the mesh.
@@ -319,6 +305,7 @@ impl Lab {
             format!("--node-socket={}", directory.join("node.sock").display()),
             format!("--trust-domain={}", self.options().trust_domain),
             format!("--view-file={}", self.kept_view(node).display()),
+            format!("--certificates-file={}", paths.memory().join(node).display()),
             // So that the access log can be read back.
             "--log-format=json".to_owned(),
         ]);

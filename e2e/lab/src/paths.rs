@@ -1,7 +1,8 @@
 //! Where a lab keeps its state, and the names of its network namespaces.
 //!
-//! Everything lies below one directory per lab, so that `down` can remove it whole; only the two things that
-//! `ip netns` itself prescribes, the namespaces and `/etc/netns`, are elsewhere, and carry the lab's prefix.
+//! Everything lies below one directory per lab, so that `down` can remove it whole; only keys, which may lie in memory
+//! alone, and the two things that `ip netns` itself prescribes, the namespaces and `/etc/netns`, are elsewhere, and carry
+//! the lab's prefix.
 
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,8 @@ use crate::place::{Place, PodName};
 
 /// The directory of all labs.
 pub(crate) const ROOT: &str = "/run/underpass-lab";
+/// Where files lie in memory.
+const MEMORY: &str = "/dev/shm";
 /// Where `ip netns exec` looks for files to bind over `/etc`.
 pub(crate) const NETNS_ETC: &str = "/etc/netns";
 /// Where `ip netns` keeps its handles.
@@ -90,6 +93,12 @@ impl Paths {
     #[must_use]
     pub fn tokens(&self) -> PathBuf {
         self.root.join("tokens")
+    }
+
+    /// The keys and certificates of node proxies, from one run to the next.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        Path::new(MEMORY).join(format!("underpass-lab-{}", self.name))
     }
 
     /// The operator's keys and its root certificate.

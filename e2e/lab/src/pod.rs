@@ -206,11 +206,11 @@ impl Lab {
         self.pod(name)
     }
 
-    /// Deletes a pod as a cluster does: it is marked, its programs end, CNI DEL runs, then it is gone.
+    /// Marks a pod as being deleted: the beginning of its grace, in which its programs run on.
     ///
     /// # Errors
-    /// If a step fails; the later ones are done all the same.
-    pub fn pod_delete(&self, name: &PodName) -> Result<()> {
+    /// If there is no such pod.
+    pub fn pod_terminate(&self, name: &PodName) -> Result<()> {
         self.pod(name)?;
         self.manifests().change(&object_name(name), |object| {
             if let Some(metadata) = object.pointer_mut("/metadata").and_then(Value::as_object_mut) {
@@ -218,7 +218,15 @@ impl Lab {
                 metadata.insert("deletionGracePeriodSeconds".to_owned(), 30.into());
             }
         })?;
-        self.refresh_names()?;
+        self.refresh_names()
+    }
+
+    /// Deletes a pod as a cluster does: it is marked, its programs end, CNI DEL runs, then it is gone.
+    ///
+    /// # Errors
+    /// If a step fails; the later ones are done all the same.
+    pub fn pod_delete(&self, name: &PodName) -> Result<()> {
+        self.pod_terminate(name)?;
         self.remove_pod(name)
     }
 

@@ -63,7 +63,7 @@ impl Lab {
         Ok(serde_json::from_slice(&record)?)
     }
 
-    fn record(&self, name: &str) -> PathBuf {
+    pub(crate) fn record(&self, name: &str) -> PathBuf {
         self.paths().pids().join(format!("{name}.json"))
     }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use underpass_discovery::{Store, kept::KeptView};
-use underpass_e2e::{MESH, alone, alone_with, get, server, wait_authenticated};
-use underpass_lab::{PodSpec, Program, Target};
+use underpass_e2e::{MESH, SHORT, alone, get, server, wait_authenticated};
+use underpass_lab::{PodSpec, Program, Target, until};
 use underpass_model::Tunnel;
 
 #[test]
@@ -24,29 +24,34 @@ fn traffic_goes_on_while_the_operator_is_killed_and_restarted() {
 }
 
 #[test]
-fn a_proxy_that_starts_while_the_operator_is_away_serves_what_it_knows() {
-    // Keys may be kept in memory only, and each node needs a file of its own: one node is enough here.
-    let kept = tempfile::tempdir_in("/dev/shm").unwrap();
-    let lab = alone_with(|options| {
-        options.nodes = 1;
-        options.node_proxy_flags.push(format!("--certificates-file={}", kept.path().join("certificates").display()));
-    })
-    .unwrap();
+fn proxies_that_start_while_the_operator_is_away_serve_what_they_know_and_new_pods_of_known_accounts() {
+    let lab = alone().unwrap();
     let client = server(&lab, &PodSpec::new("node-a", MESH, "client")).unwrap();
-    let near = server(&lab, &PodSpec::new("node-a", MESH, "near")).unwrap();
-    wait_authenticated(&lab, &client, &near).unwrap();
-    // The copy of the view is seconds behind.
-    underpass_lab::until(Duration::from_secs(20), "the proxy to keep both pods as reachable by tunnel", || {
-        let mut store = Store::new();
-        let kept = KeptView::new(lab.kept_view("node-a")).load(&mut store);
-        let view = store.mesh().view();
-        let captured = view.workloads().filter(|workload| workload.tunnel == Tunnel::Hbone).count();
-        kept.is_ok_and(|kept| kept) && captured == 2
-    })
-    .unwrap();
+    let far = server(&lab, &PodSpec::new("node-b", MESH, "far")).unwrap();
+    wait_authenticated(&lab, &client, &far).unwrap();
+    for node in ["node-a", "node-b"] {
+        // The copy of the view is seconds behind.
+        until(Duration::from_secs(20), "the proxy to keep both pods as reachable by tunnel", || {
+            let mut store = Store::new();
+            let kept = KeptView::new(lab.kept_view(node)).load(&mut store);
+            let view = store.mesh().view();
+            let captured = view.workloads().filter(|workload| workload.tunnel == Tunnel::Hbone).count();
+            kept.is_ok_and(|kept| kept) && captured == 2
+        })
+        .unwrap();
+    }
     lab.kill_program(&Program::Operator).unwrap();
-    lab.kill_program(&Program::node_proxy("node-a")).unwrap();
-    lab.start_program(&Program::node_proxy("node-a")).unwrap();
-    get(&lab, client.place(), &format!("http://{}:8080/", near.v4().unwrap())).unwrap();
-    wait_authenticated(&lab, &client, &near).unwrap();
+    for node in ["node-a", "node-b"] {
+        lab.kill_program(&Program::node_proxy(node)).unwrap();
+        lab.start_program(&Program::node_proxy(node)).unwrap();
+    }
+    get(&lab, client.place(), &format!("http://{}:8080/", far.v4().unwrap())).unwrap();
+    wait_authenticated(&lab, &client, &far).unwrap();
+
+    // The node has a certificate for the account, so the pod starts, and its calls prove who it is.
+    let late = server(&lab, &PodSpec::new("node-a", MESH, "late").service_account("client")).unwrap();
+    lab.wait_captured(&late, true, SHORT).unwrap();
+    wait_authenticated(&lab, &late, &far).unwrap();
+    lab.start_program(&Program::Operator).unwrap();
+    wait_authenticated(&lab, &far, &late).unwrap();
 }
