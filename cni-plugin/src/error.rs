@@ -18,7 +18,7 @@ pub(crate) enum Failure {
 
 /// What is wrong with how the plugin was called.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum InvocationError {
+pub enum InvocationError {
     /// A key of the network configuration has a value that it cannot have.
     #[error("network configuration: {key}: {problem}")]
     Config {

@@ -18,24 +18,24 @@ const NEWEST: &str = "1.1.0";
 
 /// The network configuration as it came.
 #[derive(Debug)]
-pub(crate) struct NetworkConfig<'a> {
+pub struct NetworkConfig<'a> {
     keys: BTreeMap<String, &'a RawValue>,
 }
 
 /// What of the network configuration is the plugin's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Settings {
+pub struct Settings {
     /// `agentSocket`: where the node agent listens. `/var/run/underpass/plugin.sock` unless set.
-    pub(crate) agent_socket: PathBuf,
+    pub agent_socket: PathBuf,
     /// `enrolledNamespaces`: the file in which the agent leaves the namespaces whose pods must not start without the
     /// mesh. `/var/lib/underpass/enrolled-namespaces` unless set: on a disk, because after a reboot pods start before
     /// the agent.
-    pub(crate) enrolled_namespaces: PathBuf,
+    pub enrolled_namespaces: PathBuf,
     /// `timeout`: how long a pod's start may wait for the mesh, in seconds, or as `"10s"` or `"500ms"`. 10 s unless
     /// set: kubelet tries again after a failure, and runtimes give plugins minutes.
-    pub(crate) timeout: Duration,
+    pub timeout: Duration,
     /// `logFile`: where to write what was done, besides standard error. Nowhere unless set.
-    pub(crate) log_file: Option<PathBuf>,
+    pub log_file: Option<PathBuf>,
 }
 
 /// CNI's own keys; the result of the plugins before, and what concerns other plugins, is let pass.
@@ -65,7 +65,10 @@ const OURS: [&str; 4] = [AGENT_SOCKET, ENROLLED_NAMESPACES, TIMEOUT, LOG_FILE];
 
 impl<'a> NetworkConfig<'a> {
     /// Reads a configuration of a version that is spoken here.
-    pub(crate) fn parse(input: &'a [u8]) -> Result<Self, InvocationError> {
+    ///
+    /// # Errors
+    /// If it is no JSON object, or of another version.
+    pub fn parse(input: &'a [u8]) -> Result<Self, InvocationError> {
         let keys = serde_json::from_slice(input)
             .map_err(|error| InvocationError::Decode(format!("network configuration is no JSON object: {error}")))?;
         let network = Self { keys };
@@ -78,7 +81,10 @@ impl<'a> NetworkConfig<'a> {
     }
 
     /// The result of the plugins before this one, as it came.
-    pub(crate) fn previous_result(&self) -> Result<&'a RawValue, InvocationError> {
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn previous_result(&self) -> Result<&'a RawValue, InvocationError> {
         let result = self.keys.get("prevResult").copied().filter(|result| result.get().starts_with('{'));
         result.ok_or_else(|| {
             config(
@@ -89,7 +95,10 @@ impl<'a> NetworkConfig<'a> {
     }
 
     /// The attachments that exist, which come with GC.
-    pub(crate) fn valid_attachments(&self) -> Result<Vec<Attachment>, InvocationError> {
+    ///
+    /// # Errors
+    /// If there is no such list.
+    pub fn valid_attachments(&self) -> Result<Vec<Attachment>, InvocationError> {
         #[derive(Deserialize)]
         struct Valid {
             #[serde(rename = "containerID")]
@@ -120,7 +129,10 @@ impl<'a> NetworkConfig<'a> {
 
 impl Settings {
     /// Reads the plugin's own keys; a key that nobody knows is refused, because it may be one of ours with a slip.
-    pub(crate) fn parse(network: &NetworkConfig<'_>) -> Result<Self, InvocationError> {
+    ///
+    /// # Errors
+    /// The first key that is not known or has a wrong value.
+    pub fn parse(network: &NetworkConfig<'_>) -> Result<Self, InvocationError> {
         let known = |key: &str| STANDARD.contains(&key) || OURS.contains(&key) || key.starts_with(STANDARD_PREFIX);
         if let Some((key, value)) = network.keys.iter().find(|(key, _)| !known(key)) {
             return Err(InvocationError::UnsupportedField { key: shorten(key), value: shorten(value.get()) });
@@ -168,7 +180,8 @@ fn config(key: &str, problem: &str) -> InvocationError {
 }
 
 /// The version that an input declares, for the error that answers it; the newest if it declares none.
-pub(crate) fn declared_version(input: &[u8]) -> String {
+#[must_use]
+pub fn declared_version(input: &[u8]) -> String {
     #[derive(Deserialize)]
     struct Declared {
         #[serde(rename = "cniVersion")]
@@ -178,7 +191,8 @@ pub(crate) fn declared_version(input: &[u8]) -> String {
 }
 
 /// The answer to VERSION, which asks in any version.
-pub(crate) fn version_answer(input: &[u8]) -> String {
+#[must_use]
+pub fn version_answer(input: &[u8]) -> String {
     json!({ "cniVersion": declared_version(input), "supportedVersions": VERSIONS }).to_string()
 }
 

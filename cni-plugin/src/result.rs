@@ -30,7 +30,10 @@ struct Ip {
 }
 
 /// The addresses that the pod has, in the result's order; those of the host's interfaces are left out.
-pub(crate) fn addresses(result: &str) -> Result<Vec<IpAddr>, InvocationError> {
+///
+/// # Errors
+/// If it is no plugin's result.
+pub fn addresses(result: &str) -> Result<Vec<IpAddr>, InvocationError> {
     let result: PreviousResult = serde_json::from_str(result)
         .map_err(|error| InvocationError::Decode(format!("prevResult is not the result of a plugin: {error}")))?;
     let on_host = |ip: &Ip| {

@@ -44,7 +44,11 @@ pub struct ConnectRequest {
 }
 
 impl ConnectRequest {
-    fn head(&self) -> Result<Request<()>, http::Error> {
+    /// The request as it is sent.
+    ///
+    /// # Errors
+    /// If the target is longer than HTTP allows.
+    pub fn head(&self) -> Result<Request<()>, http::Error> {
         let mut head = Request::builder()
             .method(Method::CONNECT)
             .version(Version::HTTP_2)

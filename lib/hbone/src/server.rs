@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, request::Parts};
 use rustls::{ServerConfig, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -370,6 +370,18 @@ impl RequestError {
     }
 }
 
+/// Whither a request's head wants to go.
+///
+/// # Errors
+/// [`RequestError`], if it is no CONNECT, or not to a target.
+pub fn target(head: &Parts) -> Result<Authority, RequestError> {
+    if head.method != Method::CONNECT {
+        return Err(RequestError::Method);
+    }
+    let text = head.uri.authority().map_or("", http::uri::Authority::as_str);
+    Ok(text.parse()?)
+}
+
 /// A CONNECT that waits for its answer. Dropped without one, it is reset.
 #[derive(Debug)]
 pub struct Incoming {
@@ -385,14 +397,8 @@ pub struct Incoming {
 impl Incoming {
     fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, control: &Rc<Control>) -> Self {
         let (head, body) = request.into_parts();
-        let authority = if head.method == Method::CONNECT {
-            let text = head.uri.authority().map_or("", http::uri::Authority::as_str);
-            text.parse().map_err(RequestError::from)
-        } else {
-            Err(RequestError::Method)
-        };
         let headers = ConnectHeaders::read(&head.headers);
-        Self { authority, headers, respond, body, _unanswered: Unanswered::new(control) }
+        Self { authority: target(&head), headers, respond, body, _unanswered: Unanswered::new(control) }
     }
 
     /// Waits until the client gives up. Never ends while it waits for the answer.
