@@ -253,6 +253,12 @@ impl Document<'_> {
     fn take(&self, object: Object, prefix: &str, manifest: &mut Manifest) -> Result<(), ManifestError> {
         let missing = || self.wrong(prefix, Wrong { field: "metadata.name", problem: "is missing".into() });
         let key = object.key().ok_or_else(missing)?;
+        for (field, name) in [("metadata.name", &key.name.name), ("metadata.namespace", &key.name.namespace)] {
+            if !is_path_segment(name) {
+                let problem = format!("{:?} is no name: it could not stand in a path", shorten(name));
+                return Err(self.wrong(prefix, Wrong { field, problem }));
+            }
+        }
         object.check().map_err(|Invalid { field, problem }| ManifestError::Field {
             line: self.first_line(),
             field: format!("{prefix}{field}"),
@@ -282,11 +288,13 @@ impl Document<'_> {
 
     /// Puts the parser's words into ours: its line counts from the document's start, its text repeats path and place.
     fn explain(&self, error: &serde_yaml::Error, path: &str) -> ManifestError {
-        let line = error.location().map_or_else(|| self.first_line(), |location| location.line() + self.offset);
+        // Of what ends too early the parser says the line after the last one.
+        let last = 1 + self.offset + self.text.matches('\n').count();
+        let line = error.location().map_or_else(|| self.first_line(), |place| last.min(place.line() + self.offset));
         let text = error.to_string();
         let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(before, _)| before);
         let text = text.strip_prefix(path).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text);
-        let problem = text.chars().take(300).collect();
+        let problem = shorten(text);
         let path = path.trim_end_matches(['?', '.']);
         if path.is_empty() {
             ManifestError::Syntax { line, problem }
@@ -294,6 +302,17 @@ impl Document<'_> {
             ManifestError::Field { line, field: path.into(), problem }
         }
     }
+}
+
+/// What the API server asks of every object's name: discovery's names and paths are made of it. Of cluster-wide objects
+/// the namespace is empty.
+fn is_path_segment(name: &str) -> bool {
+    name != "." && name != ".." && !name.contains(['/', '%'])
+}
+
+/// What an error repeats of what somebody else wrote.
+fn shorten(text: &str) -> String {
+    text.chars().take(300).collect()
 }
 
 impl<'de> DeserializeSeed<'de> for Kind {

@@ -40,6 +40,12 @@ impl Forwarded {
 /// The first `key=value` of the text, value perhaps in quotes, then what ended it, then what follows.
 fn next_pair(text: &str) -> Option<(&str, &str, Option<char>, &str)> {
     let (key, rest) = text.split_once('=')?;
+    if key.contains(',') {
+        // Of another element.
+        return None;
+    }
+    // Pairs may be empty.
+    let key = key.rsplit_once(';').map_or(key, |(_, key)| key);
     let rest = rest.trim_start();
     let (value, rest) = match rest.strip_prefix('"') {
         // A backslash may escape a quote here; no value that we take has one.
@@ -97,6 +103,8 @@ mod tests {
             (r#"host="two words""#, "", ""),
             (r#"host="never ends"#, "", ""),
             ("host", "", ""),
+            ("host, for=10.0.0.1:1", "", ""),
+            (r#"; ;for="10.0.0.1:1";;host=a"#, "10.0.0.1:1", "a"),
             ("", "", ""),
             (";;=;=,", "", ""),
         ] {

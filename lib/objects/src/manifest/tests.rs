@@ -100,12 +100,15 @@ fn says_line_and_field_of_what_is_wrong() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n";
     let service =
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n  - name: http\n    port: eighty\n";
-    let table: [(String, usize, Option<&str>, &str); 12] = [
+    let table: [(String, usize, Option<&str>, &str); 15] = [
         (format!("{pod}---\n{service}"), 12, Some("spec.ports[0].port"), "field"),
         (format!("---\n{pod}spec: 7\n"), 5, Some("spec"), "field"),
         (format!("{pod}spec:\n  containers: none\n"), 5, Some("spec.containers"), "field"),
         (format!("{pod}---\n{pod}"), 5, None, "duplicate"),
         (format!("{pod}---\napiVersion: v1\nkind: Pod\nmetadata: {{}}\n"), 5, Some("metadata.name"), "field"),
+        ("a: &a [1]\nki".into(), 2, None, "syntax"),
+        (pod.replace("name: a", "name: a/b"), 1, Some("metadata.name"), "field"),
+        (pod.replace("name: a", "name: a, namespace: .."), 1, Some("metadata.namespace"), "field"),
         (format!("{pod}---\n\n\nkind: Pod\n"), 7, Some("apiVersion"), "field"),
         ("apiVersion: v1\nmetadata: {name: a}\n".into(), 1, Some("kind"), "field"),
         ("apiVersion: v2\nkind: Pod\nmetadata: {name: a}\n".into(), 1, Some("apiVersion"), "field"),

@@ -212,9 +212,11 @@ fn match_to_wire(wanted: &Match) -> wire::Match {
 
 fn patterns_to_wire(patterns: &AnyOf<Pattern>) -> Vec<wire::StringMatch> {
     use wire::string_match::MatchType;
+    // Who reads it takes the scheme away once, also from a text that begins with it by itself.
+    let full = |text: &str| if text.starts_with(SCHEME) { format!("{SCHEME}{text}") } else { text.to_owned() };
     let pattern = |pattern: &Pattern| match pattern {
-        Pattern::Exact(text) => MatchType::Exact(text.to_string()),
-        Pattern::Prefix(text) => MatchType::Prefix(text.to_string()),
+        Pattern::Exact(text) => MatchType::Exact(full(text)),
+        Pattern::Prefix(text) => MatchType::Prefix(full(text)),
         Pattern::Presence => MatchType::Presence(()),
         Pattern::Suffix(text) => MatchType::Suffix(text.to_string()),
     };
