@@ -13,7 +13,7 @@ use std::{
 };
 
 /// A crate and what of ours it may depend on. Crates that are not listed may depend on anything.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("underpass-model", &[]),
     ("underpass-policy", &["model"]),
     ("underpass-runtime", &["model"]),
@@ -27,6 +27,11 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("underpass-operator", &["model", "policy", "runtime", "identity", "discovery", "objects"]),
     ("underpass-cni", &["model", "enrolment"]),
     ("underpass-agent", &["model", "runtime", "enrolment", "objects"]),
+    // Runs the code that reads what others send, wherever that is.
+    (
+        "underpass-fuzz",
+        &["model", "policy", "identity", "discovery", "objects", "enrolment", "hbone", "cni", "operator"],
+    ),
 ];
 const ANYTHING: [&str; 5] =
     ["underpass-lab", "underpass-e2e", "underpass-e2e-kube", "underpass-benches", "underpass-cli"];
