@@ -14,8 +14,11 @@ use tokio::{net::TcpStream, task::LocalSet};
 use underpass_e2e::{SHORT, World, identity_of, said, world};
 use underpass_hbone::{ConnectHeaders, ConnectRequest, Pool, PoolOptions, TunnelKey};
 use underpass_identity::{Credentials, Issued, KeyPair, certificate::set_validity};
-use underpass_lab::{Lab, Place, eventually};
-use underpass_model::{Identity, PodUid, WorkloadUid, names::HBONE_PORT};
+use underpass_lab::{Lab, Place, Pod, eventually};
+use underpass_model::{
+    Identity, PodUid, WorkloadUid,
+    names::{ADMIN_PORT, HBONE_PORT, METRICS_PORT, OWN_PORTS, READY_PORT},
+};
 
 /// Credentials that are valid around an instant, signed by the key of the lab's root, which the operator would not do.
 fn signed_by_the_root(lab: &Lab, identity: &Identity, around: SystemTime) -> Result<Credentials> {
@@ -36,15 +39,23 @@ fn signed_by_the_root(lab: &Lab, identity: &Identity, around: SystemTime) -> Res
 
 /// Asks, from outside the mesh, for a stream to the far pod's web server.
 fn open(world: &World, credentials: &Credentials) -> Result<()> {
-    let at = |port| SocketAddr::new(world.far.v4().unwrap(), port);
+    open_to(world, credentials, &at(&world.far, 8080).to_string())
+}
+
+fn at(pod: &Pod, port: u16) -> SocketAddr {
+    SocketAddr::new(pod.v4().unwrap(), port)
+}
+
+/// Asks, from outside the mesh, the far pod for a stream to a target.
+fn open_to(world: &World, credentials: &Credentials, authority: &str) -> Result<()> {
     let key = TunnelKey {
         pod: PodUid::new("forged"),
         own: credentials.identity.clone(),
         destination: WorkloadUid::of_pod("Kubernetes", "mesh", "far"),
-        address: at(HBONE_PORT),
+        address: at(&world.far, HBONE_PORT),
         expect: Arc::from([identity_of(&world.far).parse()?]),
     };
-    let request = ConnectRequest { authority: at(8080).to_string().parse()?, headers: ConnectHeaders::default() };
+    let request = ConnectRequest { authority: authority.parse()?, headers: ConnectHeaders::default() };
     world.lab.inside(Place::Outside, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, async {
@@ -74,6 +85,40 @@ fn a_certificate_of_the_mesh_opens_a_tunnel_from_outside() {
     let credentials = signed_by_the_root(&world.lab, &visitor, SystemTime::now()).unwrap();
     open(&world, &credentials).unwrap();
     line(&world, "the visitor's line", |line| said(line, "src.identity") == visitor.to_string());
+}
+
+/// Whoever has a certificate can ask for anything, and gets to the application of the pod that it dialled, nowhere else.
+#[test]
+fn a_tunnel_leads_to_the_pod_it_was_dialled_at_and_to_no_port_of_ours() {
+    let world = world();
+    let prober: Identity = "spiffe://cluster.local/ns/plain/sa/prober".parse().unwrap();
+    let credentials = signed_by_the_root(&world.lab, &prober, SystemTime::now()).unwrap();
+    let mut table = vec![
+        (at(&world.near, 8080).to_string(), "authority_not_this_pod"),
+        (at(&world.client, 8080).to_string(), "authority_not_this_pod"),
+        ("127.0.0.1:8080".to_owned(), "authority_not_this_pod"),
+        ("[::1]:8080".to_owned(), "authority_not_this_pod"),
+        ("nobody.mesh.svc.cluster.local:80".to_owned(), "authority_unknown_service"),
+        ("outsiders.plain.svc.cluster.local:80".to_owned(), "authority_unknown_service"),
+        ("servers.mesh.svc.cluster.local:9".to_owned(), "authority_unknown_port"),
+    ];
+    table.extend(OWN_PORTS.map(|port| (at(&world.far, port).to_string(), "own_port")));
+    // These are served by the proxy in a namespace of its own, not in the pod's.
+    let elsewhere = [ADMIN_PORT, METRICS_PORT, READY_PORT];
+    table.extend(elsewhere.map(|port| (at(&world.far, port).to_string(), "connect_refused")));
+    for (authority, _) in &table {
+        open_to(&world, &credentials, authority).unwrap_err();
+    }
+    for authority in [at(&world.far, 8080).to_string(), "servers.mesh.svc.cluster.local:80".to_owned()] {
+        open_to(&world, &credentials, &authority).unwrap();
+    }
+    for (authority, reason) in table {
+        line(&world, &format!("the refusal of {authority}"), |line| {
+            said(line, "src.identity") == prober.to_string()
+                && said(line, "reason") == reason
+                && (said(line, "error").contains(&authority) || said(line, "dst.addr") == authority)
+        });
+    }
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 
 use anyhow::ensure;
 use serde_json::Value;
-use underpass_e2e::{MESH, SHORT, World, alone, call, inbound, said, server, world};
+use underpass_e2e::{MESH, SHORT, World, alone, call, get, inbound, said, server, world};
 use underpass_lab::{Lab, PodSpec, Program, eventually, until};
-use underpass_model::names::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, OWN_PORTS};
+use underpass_model::names::{
+    ADMIN_PORT, HBONE_PORT, INBOUND_PLAINTEXT_PORT, METRICS_PORT, OUTBOUND_PORT, OWN_PORTS, READY_PORT,
+};
 
 #[test]
 fn calls_to_our_own_ports_are_refused() {
@@ -58,6 +60,53 @@ fn a_pod_dialling_its_own_capture_ports_is_refused_and_nothing_loops() {
         proxy.descriptors().is_ok_and(|after| after <= before)
     })
     .unwrap();
+}
+
+#[test]
+fn a_service_whose_target_is_a_port_of_ours_leads_nowhere() {
+    let world = world();
+    let lab = &world.lab;
+    let ports: Vec<String> =
+        OWN_PORTS.iter().map(|port| format!("{{name: p{port}, port: {port}, targetPort: {port}}}")).collect();
+    let ports = ports.join(", ");
+    let service = lab.apply(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: trap, namespace: {MESH}}}\n\
+         spec: {{clusterIP: 10.96.0.66, clusterIPs: [10.96.0.66], selector: {{role: server}}, ports: [{ports}, {{name: web, port: 80, targetPort: 8080}}]}}\n"
+    ));
+    let service = service.unwrap().remove(0);
+    eventually(SHORT, "the service to be known", || get(lab, world.client.place(), "http://10.96.0.66/")).unwrap();
+    for port in OWN_PORTS {
+        let seen = call(lab, world.client.place(), "outcome", ("10.96.0.66", port)).unwrap();
+        assert_eq!(seen, "reset", "{port}");
+        let dialled = format!("10.96.0.66:{port}");
+        eventually(SHORT, &format!("the refusal of {dialled}"), || {
+            let lines = lab.access_log("node-a")?;
+            let of = |line: &&Value| {
+                said(line, "direction") == "outbound" && said(line, "error").contains(&format!(":{port}"))
+            };
+            let reasons: Vec<&str> = lines.iter().filter(of).map(|line| said(line, "reason")).collect();
+            ensure!(reasons.contains(&"own_port"), "{reasons:?}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    get(lab, world.client.place(), "http://10.96.0.66/").unwrap();
+    lab.delete(&service).unwrap();
+}
+
+#[test]
+fn the_proxys_own_address_serves_metrics_and_readiness_and_nothing_else() {
+    let world = world();
+    let lab = &world.lab;
+    let proxy = lab.proxy_pod("node-b").unwrap().v4().unwrap().to_string();
+    for from in [&world.client, &world.plain_client] {
+        for port in OWN_PORTS.into_iter().chain([ADMIN_PORT]) {
+            let seen = call(lab, from.place(), "outcome", (&proxy, port)).unwrap();
+            assert!(["refused", "reset"].contains(&&*seen), "{} to {proxy}:{port}: {seen}", from.name);
+        }
+        get(lab, from.place(), &format!("http://{proxy}:{METRICS_PORT}/metrics")).unwrap();
+        get(lab, from.place(), &format!("http://{proxy}:{READY_PORT}/healthz/ready")).unwrap();
+    }
 }
 
 /// The lines of the access log on dials to one of our ports that were refused as such.

@@ -9,6 +9,9 @@ mod abuse;
 #[path = "pair/copying.rs"]
 mod copying;
 #[cfg(test)]
+#[path = "pair/floods.rs"]
+mod floods;
+#[cfg(test)]
 #[path = "pair/pooling.rs"]
 mod pooling;
 #[cfg(test)]

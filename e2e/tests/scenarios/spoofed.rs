@@ -1,0 +1,93 @@
+//! An address is not an identity: who takes another pod's address gains nothing by it.
+
+use anyhow::ensure;
+use underpass_e2e::{MESH, SHORT, World, call, get, identity_of, inbound, said, server, wait_authenticated, world};
+use underpass_lab::{Lab, Pod, PodSpec, eventually};
+
+/// Calls a pod's web server from an address that the caller has taken; says how it went.
+const CALL_FROM: &str = r"
+import socket, sys
+connection = socket.socket()
+connection.settimeout(3)
+connection.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND
+connection.bind((sys.argv[1], int(sys.argv[3])))
+try:
+    connection.connect((sys.argv[2], 8080))
+    connection.sendall(b'GET / HTTP/1.0\r\n\r\n')
+    print('answered' if connection.recv(100) else 'closed')
+except OSError as error:
+    print('failed', error)
+";
+
+/// A port that nobody binds by chance.
+const FROM: u16 = 4711;
+
+fn call_from(lab: &Lab, caller: &Pod, address: &str, to: &Pod) -> String {
+    let argv = ["python3", "-c", CALL_FROM, address, &to.v4().unwrap().to_string(), &FROM.to_string()];
+    lab.run(caller.place(), &argv, SHORT).unwrap().ok().unwrap()
+}
+
+/// A pod takes another one's address while its work goes on, then gives it back.
+fn with_address<T>(lab: &Lab, pod: &Pod, address: &str, work: impl FnOnce() -> T) -> T {
+    let change = |verb: &str| {
+        let argv = ["ip", "address", verb, &format!("{address}/32"), "dev", "lo"];
+        lab.run(pod.place(), &argv, SHORT).unwrap().ok().unwrap();
+    };
+    change("add");
+    let done = work();
+    change("del");
+    done
+}
+
+/// A pod that nobody else calls, because while its address is taken nobody's answers are sure to reach it.
+fn victim(world: &World, name: &str) -> Pod {
+    let victim = server(&world.lab, &PodSpec::new("node-a", MESH, name).service_account(name)).unwrap();
+    wait_authenticated(&world.lab, &victim, &world.far).unwrap();
+    victim
+}
+
+#[test]
+fn a_captured_pod_with_anothers_address_speaks_as_itself() {
+    let world = world();
+    let (lab, thief, far) = (&world.lab, &world.near, &world.far);
+    let victim = victim(&world, "victim");
+    let stolen = victim.v4().unwrap().to_string();
+    with_address(lab, thief, &stolen, || {
+        call_from(lab, thief, &stolen, far);
+        let source = format!("{stolen}:{FROM}");
+        eventually(SHORT, "the thief's own line", || {
+            let lines = lab.access_log(&thief.node)?;
+            let line =
+                lines.iter().find(|line| said(line, "direction") == "outbound" && said(line, "src.addr") == source);
+            let line = line.ok_or_else(|| anyhow::anyhow!("no line"))?;
+            ensure!(said(line, "src.identity") == identity_of(thief), "{line:#}");
+            Ok(())
+        })
+        .unwrap();
+        // The destination knows the thief by its certificate, whatever address the tunnel comes from.
+        for line in inbound(lab, far, &victim).unwrap() {
+            let by_thief = said(&line, "src.identity") == identity_of(thief);
+            assert!(!said(&line, "src.addr").ends_with(&format!(":{FROM}")) || by_thief, "{line:#}");
+        }
+    });
+    get(lab, victim.place(), &format!("http://{}:8080/", far.v4().unwrap())).unwrap();
+}
+
+#[test]
+fn a_stranger_with_a_captured_pods_address_has_no_identity() {
+    let world = world();
+    let (lab, thief, far) = (&world.lab, &world.plain_client, &world.far);
+    let victim = victim(&world, "other-victim");
+    let stolen = victim.v4().unwrap().to_string();
+    with_address(lab, thief, &stolen, || {
+        // The far pod's answers go to whom the address belongs, who knows nothing of the connection.
+        let seen = call_from(lab, thief, &stolen, far);
+        assert!(seen.starts_with("failed"), "{seen}");
+    });
+    let victims = identity_of(&victim);
+    let stolen_line = |line: &&serde_json::Value| said(line, "src.addr") == format!("{stolen}:{FROM}");
+    let lines = inbound(lab, far, &victim).unwrap();
+    assert!(lines.iter().filter(stolen_line).all(|line| said(line, "src.identity") != victims), "{lines:#?}");
+    let answered = call(lab, victim.place(), "outcome", (&far.v4().unwrap().to_string(), 8081)).unwrap();
+    assert!(answered.starts_with("answered"), "{answered}");
+}
