@@ -1,7 +1,7 @@
 //! Names, and the certificates in which peers show them.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::OnceLock,
     time::{Duration, SystemTime},
 };
 
@@ -101,9 +101,9 @@ pub(crate) fn names(input: &[u8]) {
             }
         });
     }
-    static KEY: OnceLock<Arc<KeyPair>> = OnceLock::new();
-    let key = KEY.get_or_init(|| Arc::new(KeyPair::generate().expect("a key")));
-    let leaf = params.self_signed(&**key).expect("names fit a certificate");
+    static KEY: OnceLock<KeyPair> = OnceLock::new();
+    let key = KEY.get_or_init(|| KeyPair::generate().expect("a key"));
+    let leaf = params.self_signed(key).expect("names fit a certificate");
     check_names(&[leaf.der().clone()], &identities);
 }
 
