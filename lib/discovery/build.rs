@@ -4,7 +4,10 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(["proto/workload.proto", "proto/security.proto", "proto/xds.proto"], ["proto"])?;
+    let files = protox::compile(
+        ["proto/workload.proto", "proto/security.proto", "proto/trust.proto", "proto/xds.proto"],
+        ["proto"],
+    )?;
     tonic_prost_build::configure()
         // Resources stay slices of the message until each is decoded: see `DeltaDiscoveryResponse`.
         .bytes(".envoy.service.discovery.v3.DeltaDiscoveryResponse")

@@ -37,6 +37,7 @@ use crate::{
     pods::{Household, Pods},
     probe::Probes,
     revoke,
+    trust::{self, ListFile},
     worker::{self, Shared},
 };
 
@@ -51,7 +52,8 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     // The parts that outlive the wish to stop end with this one.
     let stop = Shutdown::new();
     let control = Control::new(config.control.clone());
-    let authority = GrpcAuthority::for_cluster(control.clone(), &config.cluster).context("the cluster's name")?;
+    let authority =
+        GrpcAuthority::for_cluster(Control::new(config.authority()), &config.cluster).context("the cluster's name")?;
     let kept = config.certificates_file.clone().map(KeptFile::new).transpose().context("--certificates-file")?;
     let options = StoreOptions { kept, ..StoreOptions::default() };
     let (certificates, renewal) = CertificateStore::new(Arc::new(authority), options);
@@ -93,7 +95,17 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let pending = readiness.pending("pods of this node");
     tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
+    let revocations = certificates.revocations().clone();
+    if let Some(path) = config.revocation_lists.clone() {
+        let mut file = ListFile::new(path);
+        // Before the first connection comes.
+        file.look(&revocations);
+        tasks::root("revocation lists", file.run(revocations.clone(), stop.clone()), &stop);
+    }
+    tasks::root("trust", trust::follow(mesh.clone(), revocations, stop.clone()), &stop);
     tasks::spawn("revocation", revoke::run(mesh.clone(), Arc::clone(&pods), stop.clone()));
+    let held = certificates.clone();
+    exposition.add(move |page| trust::write_expiries(page, &held.status()));
     collect(&exposition, (&accounts, &pods, &mesh, &generation));
     let shown = Shown {
         generation: generation.clone(),

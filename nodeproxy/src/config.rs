@@ -29,6 +29,9 @@ pub(crate) struct Config {
     /// Where the operator is
     #[command(flatten)]
     pub(crate) control: ControlOptions,
+    /// Another certificate authority than the operator
+    #[command(flatten)]
+    pub(crate) authority: AuthorityOptions,
     /// Ask the operator for each unknown destination instead of holding the whole mesh
     #[arg(long, env = "UNDERPASS_ON_DEMAND")]
     pub(crate) on_demand: bool,
@@ -42,6 +45,9 @@ pub(crate) struct Config {
     /// File, mode 0600, on a memory-backed file system, that lets a restarted proxy serve at once; refused on a disk
     #[arg(long, env = "UNDERPASS_CERTIFICATES_FILE", value_name = "FILE")]
     pub(crate) certificates_file: Option<PathBuf>,
+    /// File of certificate revocation lists (X.509 CRLs; PEM, or one in DER) of other authorities than the operator's
+    #[arg(long, env = "CRL_PATH", value_name = "FILE")]
+    pub(crate) revocation_lists: Option<PathBuf>,
     /// Socket on which the node agent hands over pods (ZDS)
     #[arg(long, default_value = "/var/run/underpass/zds.sock", value_name = "PATH")]
     pub(crate) zds_socket: PathBuf,
@@ -70,7 +76,37 @@ pub(crate) struct Config {
     pub(crate) log: LogOptions,
 }
 
+/// Where certificates come from if not from the operator: any server of the same protocol. What is not set is as for the
+/// operator.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AuthorityOptions {
+    /// Address of another certificate authority, as `https://HOST:PORT`
+    #[arg(id = "ca-address", long = "ca-address", env = "UNDERPASS_CA_ADDRESS", value_name = "URL")]
+    address: Option<String>,
+    /// File with the root certificates (PEM) that may vouch for its server
+    #[arg(id = "ca-root", long = "ca-root", env = "UNDERPASS_CA_ROOT", value_name = "FILE")]
+    root_file: Option<PathBuf>,
+    /// The name that its server's certificate must carry
+    #[arg(id = "ca-name", long = "ca-name", env = "UNDERPASS_CA_NAME", value_name = "DNS-NAME")]
+    server_name: Option<String>,
+    /// File with the token that proves to it who we are
+    #[arg(id = "ca-token-file", long = "ca-token-file", env = "UNDERPASS_CA_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
 impl Config {
+    /// How to reach whoever signs certificates.
+    #[must_use]
+    pub(crate) fn authority(&self) -> ControlOptions {
+        let (own, operator) = (self.authority.clone(), self.control.clone());
+        ControlOptions {
+            address: own.address.unwrap_or(operator.address),
+            root_file: own.root_file.unwrap_or(operator.root_file),
+            server_name: own.server_name.unwrap_or(operator.server_name),
+            token_file: own.token_file.unwrap_or(operator.token_file),
+        }
+    }
+
     /// The node agent's second socket, if it has one.
     #[must_use]
     pub(crate) fn node_socket(&self) -> Option<PathBuf> {
@@ -104,6 +140,19 @@ fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_come_from_the_operator_unless_another_authority_is_named() {
+        let parse = |more: &[&str]| {
+            let argv = ["underpass-nodeproxy", "--node-name=a", "--operator-address=https://operator:1"];
+            Config::try_parse_from(argv.iter().chain(more)).unwrap().authority()
+        };
+        assert_eq!(parse(&[]).address, "https://operator:1");
+        let other = parse(&["--ca-address=https://ca:2", "--ca-name=ca.example", "--ca-root=/ca.pem"]);
+        assert_eq!((other.address.as_str(), other.server_name.as_str()), ("https://ca:2", "ca.example"));
+        assert_eq!(other.root_file, PathBuf::from("/ca.pem"));
+        assert_eq!(other.token_file, parse(&[]).token_file);
+    }
 
     #[test]
     fn debugging_pages_that_others_could_reach_are_refused_with_the_reason() {

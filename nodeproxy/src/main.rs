@@ -16,6 +16,7 @@ mod pods;
 mod probe;
 mod resolve;
 mod revoke;
+mod trust;
 mod tunnel;
 mod waits;
 mod worker;

@@ -123,7 +123,8 @@ async fn run(
     let mut watch = watched.watch(number)?;
     let mut views = shared.mesh.subscribe();
     let books = Rc::new(shared.accounts.books());
-    let pool = Pool::new(PoolOptions::default());
+    let revocations = shared.certificates.revocations().clone();
+    let pool = Pool::new(PoolOptions { revocations, ..PoolOptions::default() });
     let worker = Rc::new(Worker { shared, pool, loads: Loads::default(), books });
     let mut counting = tokio::time::interval(COUNTING);
     counting.set_missed_tick_behavior(MissedTickBehavior::Delay);

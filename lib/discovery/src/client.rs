@@ -241,7 +241,7 @@ impl<'a> Session<'a> {
         self.copying.changed();
         let settled = match kind {
             ResourceType::Address => self.questions.settle(names, complete, self.store),
-            ResourceType::Authorization => Vec::new(),
+            ResourceType::Authorization | ResourceType::Revocation => Vec::new(),
         };
         let answer = DeltaDiscoveryRequest {
             type_url: response.type_url,

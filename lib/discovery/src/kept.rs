@@ -53,6 +53,7 @@ pub(crate) struct Snapshot {
     pub(crate) view: View,
     pub(crate) versions: HashMap<String, Arc<str>>,
     pub(crate) authorizations: HashMap<String, Arc<str>>,
+    pub(crate) revocations: HashMap<String, Arc<str>>,
 }
 
 impl KeptView {
@@ -113,9 +114,12 @@ impl KeptView {
     /// Replaces the copy, whole or not at all.
     pub(crate) fn save(&self, snapshot: &Snapshot) -> io::Result<()> {
         let mut bytes = Vec::new();
-        for (kind, resources) in
-            [(ResourceType::Address, addresses(snapshot)), (ResourceType::Authorization, authorizations(snapshot))]
-        {
+        for kind in ResourceType::ALL {
+            let resources = match kind {
+                ResourceType::Address => addresses(snapshot),
+                ResourceType::Authorization => authorizations(snapshot),
+                ResourceType::Revocation => revocations(snapshot),
+            };
             let response = xds::DeltaDiscoveryResponse {
                 system_version_info: WRITER.to_owned(),
                 type_url: kind.url().to_owned(),
@@ -153,6 +157,17 @@ fn authorizations(snapshot: &Snapshot) -> Vec<xds::Resource> {
     .collect()
 }
 
+fn revocations(snapshot: &Snapshot) -> Vec<xds::Resource> {
+    let all = snapshot.view.revocations();
+    all.map(|revocation| {
+        let body = convert::revocation_to_wire(revocation).encode_to_vec();
+        let mut resource = resource(revocation.name(), ResourceType::Revocation, body);
+        resource.version = snapshot.revocations.get(&resource.name).map(ToString::to_string).unwrap_or_default();
+        resource
+    })
+    .collect()
+}
+
 fn resource(name: String, kind: ResourceType, value: Vec<u8>) -> xds::Resource {
     let any = Any { type_url: kind.url().to_owned(), value };
     xds::Resource { name, resource: Some(any), ..xds::Resource::default() }
@@ -171,6 +186,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use underpass_model::Revocation;
     use underpass_policy::{Policy, PolicyName, Scope};
 
     use super::*;
@@ -194,6 +210,9 @@ mod tests {
         let policy = Policy::refuse(PolicyName::new("shop", "deny"), Scope::Namespace);
         let changed = vec![(Resource::Authorization(policy), Arc::from("v3"))];
         store.apply(Delta { kind: ResourceType::Authorization, changed, removed: Vec::new(), complete: true });
+        let serial = "0102030405060708".parse().unwrap();
+        let changed = vec![(Resource::Revocation(Revocation::Serial(serial)), Arc::from("v4"))];
+        store.apply(Delta { kind: ResourceType::Revocation, changed, removed: Vec::new(), complete: true });
         store
     }
 
@@ -208,6 +227,7 @@ mod tests {
         assert!(store.view().service_at(&at("10.96.0.1"), "shop").is_some());
         assert_eq!(store.view().endpoints(&service_name("shop", "web")).count(), 1);
         assert!(store.view().policy("shop/deny").is_some(), "what was not understood still refuses");
+        assert_eq!(store.view().revocations().count(), 1);
         for kind in ResourceType::ALL {
             assert_eq!(store.versions(kind), filled().versions(kind));
         }

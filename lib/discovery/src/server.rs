@@ -44,8 +44,8 @@ pub struct Publisher(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Held while a batch is applied, so that each builds on the one before.
-    writing: Mutex<()>,
+    /// Held while a batch is applied, so that each builds on the one before. Holds what waits for the first commit.
+    writing: Mutex<Vec<Change>>,
     /// `None` until the first commit: an empty mesh that is only not loaded yet must not be told to anyone.
     state: watch::Sender<Option<Arc<State>>>,
     registry: Registry,
@@ -103,21 +103,34 @@ impl Publisher {
     #[must_use]
     pub fn new() -> Self {
         let state = watch::Sender::new(None);
-        Self(Arc::new(Shared { writing: Mutex::new(()), state, registry: Registry::default() }))
+        Self(Arc::new(Shared { writing: Mutex::default(), state, registry: Registry::default() }))
     }
 
     /// Publishes a batch in one step; returns the version of the result. The first commit, even of an empty batch, says
     /// that the mesh is loaded.
     pub fn commit(&self, batch: Batch) -> u64 {
-        let _writing = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.0.state.borrow().clone();
         let mut state = before.as_deref().cloned().unwrap_or_default();
+        state.apply(std::mem::take(&mut *waiting));
         state.apply(batch.0);
         let version = state.version();
         if before.is_none_or(|before| before.version() != version) {
             self.0.state.send_replace(Some(Arc::new(state)));
         }
         version
+    }
+
+    /// As [`Self::commit`], but does not say that the mesh is loaded: before the first commit it waits for that and is
+    /// published together with it.
+    pub fn commit_along(&self, batch: Batch) {
+        let mut waiting = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.0.state.borrow().is_none() {
+            waiting.extend(batch.0);
+        } else {
+            drop(waiting);
+            self.commit(batch);
+        }
     }
 
     /// The version that is published; 0 before the first commit.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use underpass_model::{Service, ServiceName, Workload, WorkloadUid};
+use underpass_model::{Revocation, Service, ServiceName, Workload, WorkloadUid};
 use underpass_policy::{Action, Policy};
 
 pub(crate) use mesh::{Ask, Asks, Question};
@@ -22,6 +22,8 @@ use mesh::Shared;
 pub enum Resource {
     /// An authorization policy.
     Authorization(Policy),
+    /// A revocation.
+    Revocation(Revocation),
     /// A service.
     Service(Service),
     /// A workload.
@@ -34,6 +36,7 @@ impl Resource {
     pub fn name(&self) -> String {
         match self {
             Self::Authorization(policy) => policy.name.to_string(),
+            Self::Revocation(revocation) => revocation.name(),
             Self::Service(service) => service.name.to_string(),
             Self::Workload(workload) => workload.uid.to_string(),
         }
@@ -61,6 +64,8 @@ pub struct Store {
     versions: HashMap<String, Arc<str>>,
     /// The version that is held of each policy.
     authorizations: HashMap<String, Arc<str>>,
+    /// The version that is held of each revocation.
+    revocations: HashMap<String, Arc<str>>,
     heard: [bool; ResourceType::ALL.len()],
     shared: Arc<Shared>,
     asks: Asks,
@@ -81,6 +86,7 @@ impl Store {
             view: View::default(),
             versions: HashMap::new(),
             authorizations: HashMap::new(),
+            revocations: HashMap::new(),
             heard: [false; ResourceType::ALL.len()],
             shared,
             asks,
@@ -120,7 +126,8 @@ impl Store {
     }
 
     fn publish(&mut self) {
-        let complete = self.heard.iter().all(|heard| *heard);
+        let heard = |kind: ResourceType| self.heard.get(kind as usize).is_some_and(|heard| *heard);
+        let complete = ResourceType::ALL.into_iter().all(|kind| heard(kind) || !kind.is_awaited());
         self.view.advance(complete);
         self.shared.publish(self.view.clone());
     }
@@ -132,6 +139,7 @@ impl Store {
         match kind {
             ResourceType::Address => self.versions.iter().map(text).collect(),
             ResourceType::Authorization => self.authorizations.iter().map(text).collect(),
+            ResourceType::Revocation => self.revocations.iter().map(text).collect(),
         }
     }
 
@@ -171,8 +179,12 @@ impl Store {
 
     /// All that is held, for a copy. The view is shared, the versions are copied.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let (versions, authorizations) = (self.versions.clone(), self.authorizations.clone());
-        Snapshot { view: self.view.clone(), versions, authorizations }
+        Snapshot {
+            view: self.view.clone(),
+            versions: self.versions.clone(),
+            authorizations: self.authorizations.clone(),
+            revocations: self.revocations.clone(),
+        }
     }
 
     pub(crate) fn view(&self) -> &View {
@@ -195,6 +207,11 @@ impl Store {
                 }
                 return;
             }
+            Resource::Revocation(revocation) => {
+                self.revocations.insert(name, version);
+                self.view.set_revocation(revocation);
+                return;
+            }
             // A name may change its kind: it is one resource all the same.
             Resource::Service(service) => {
                 self.view.remove_workload(&WorkloadUid::new(&name));
@@ -213,6 +230,10 @@ impl Store {
             ResourceType::Authorization => {
                 self.authorizations.remove(name);
                 self.view.remove_policy(name);
+            }
+            ResourceType::Revocation => {
+                self.revocations.remove(name);
+                self.view.remove_revocation(name);
             }
             ResourceType::Address => {
                 self.versions.remove(name);

@@ -12,7 +12,8 @@ use std::{net::IpAddr, sync::Arc};
 use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 use underpass_model::{
-    Network, NetworkAddress, NetworkMode, NetworkRange, Service, ServiceName, Visibility, Workload, WorkloadUid,
+    Network, NetworkAddress, NetworkMode, NetworkRange, Revocation, Service, ServiceName, Visibility, Workload,
+    WorkloadUid,
 };
 use underpass_policy::{Policy, PolicySet};
 
@@ -25,6 +26,7 @@ pub struct View {
     version: u64,
     complete: bool,
     policies: Policies,
+    revocations: OrdMap<String, Revocation>,
     workloads: HashMap<WorkloadUid, Arc<Workload>>,
     workload_addresses: HashMap<NetworkAddress, Claims<Workload>>,
     endpoints: HashMap<ServiceName, OrdMap<WorkloadUid, Arc<Workload>>>,
@@ -135,6 +137,11 @@ impl View {
         self.policies.get(name)
     }
 
+    /// What is revoked, sorted by name.
+    pub fn revocations(&self) -> impl Iterator<Item = &Revocation> {
+        self.revocations.values()
+    }
+
     /// All policies, in no order.
     pub fn all_policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.iter()
@@ -179,6 +186,14 @@ impl View {
     pub(crate) fn advance(&mut self, complete: bool) {
         self.version += 1;
         self.complete = complete;
+    }
+
+    pub(crate) fn set_revocation(&mut self, revocation: Revocation) {
+        self.revocations.insert(revocation.name(), revocation);
+    }
+
+    pub(crate) fn remove_revocation(&mut self, name: &str) {
+        self.revocations.remove(name);
     }
 
     pub(crate) fn set_policy(&mut self, policy: Policy) {

@@ -18,6 +18,12 @@ pub mod security {
     tonic::include_proto!("istio.security");
 }
 
+/// `underpass.trust`: revocations.
+#[expect(missing_docs, reason = "generated; the fields are described in proto/trust.proto")]
+pub mod trust {
+    tonic::include_proto!("underpass.trust");
+}
+
 /// `envoy.service.discovery.v3`: the delta variant of aggregated discovery.
 #[expect(
     missing_docs,
@@ -36,11 +42,13 @@ pub enum ResourceType {
     Address,
     /// Authorization policies of layer 4.
     Authorization,
+    /// Certificates that are no longer believed.
+    Revocation,
 }
 
 impl ResourceType {
-    /// All of them, in the order in which a subscriber should be filled.
-    pub const ALL: [Self; 2] = [Self::Address, Self::Authorization];
+    /// All of them, in the order in which a subscriber should be filled: nobody who is revoked slips in meanwhile.
+    pub const ALL: [Self; 3] = [Self::Revocation, Self::Address, Self::Authorization];
 
     /// The name on the wire.
     #[must_use]
@@ -48,6 +56,17 @@ impl ResourceType {
         match self {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+            Self::Revocation => "type.googleapis.com/underpass.trust.Revocation",
+        }
+    }
+
+    /// Whether nothing may be believed to be known before the first push of this type. Other control planes than ours
+    /// know no revocations and never push any.
+    #[must_use]
+    pub const fn is_awaited(self) -> bool {
+        match self {
+            Self::Address | Self::Authorization => true,
+            Self::Revocation => false,
         }
     }
 

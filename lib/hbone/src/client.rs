@@ -28,7 +28,7 @@ use crate::{
     headers::{Baggage, ConnectHeaders},
     http2,
     keepalive::{Keepalive, Pings},
-    lifetime,
+    lifetime::{self, Fate, Revocation},
     pool::{PoolOptions, Tunnel},
     stream::TunnelStream,
     wire::{Heard, Wire},
@@ -214,6 +214,7 @@ pub(crate) struct Session {
     expires: Instant,
     heard: Heard,
     pings: Pings,
+    fate: Fate,
 }
 
 impl Session {
@@ -301,6 +302,8 @@ where
     session.set_buffer_limit(Some(http2::TLS_BUFFER));
     let (now, certificates) = (SystemTime::now(), session.peer_certificates().unwrap_or_default());
     let peer = check_peer(certificates, &expect, now)?;
+    let fate = Fate::default();
+    let revocation = Revocation::watch(&options.revocations, certificates, fate.clone())?;
     let own = tls.client_auth_cert_resolver.resolve(&[], &[]);
     let expires = lifetime::end(own.as_deref(), certificates, now);
     if session.alpn_protocol() != Some(tls::ALPN) {
@@ -324,8 +327,9 @@ where
         expires,
         heard,
         pings,
+        fate,
     });
-    let task = drive(connection, &session, keepalive, options.idle);
+    let task = drive(connection, &session, (keepalive, revocation), options.idle);
     underpass_runtime::tasks::spawn_local("tunnel", async {
         task.await;
         ended();
@@ -341,7 +345,7 @@ async fn within<F: Future>(step: &'static str, deadline: Duration, future: F) ->
 fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
     mut connection: h2::client::Connection<TlsStream<Wire<IO>>, Bytes>,
     session: &Rc<Session>,
-    mut keepalive: Keepalive,
+    (mut keepalive, mut revocation): (Keepalive, Revocation),
     idle: Duration,
 ) -> impl Future<Output = ()> + use<IO> {
     let retires = session.retires(idle);
@@ -351,6 +355,9 @@ fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
         std::future::poll_fn(|cx| {
             if let Poll::Ready(end) = pin!(&mut connection).poll(cx) {
                 tracing::debug!(error = ?end.err(), "tunnel ended");
+                return Poll::Ready(());
+            }
+            if revocation.poll(cx).is_ready() {
                 return Poll::Ready(());
             }
             if keepalive.poll_dead(cx).is_ready() {
@@ -407,8 +414,8 @@ impl Connect {
         if head.status != StatusCode::OK {
             return Err(OpenError::Refused { address: self.address, status: head.status });
         }
-        let peer = slot.0.peer.clone();
-        let stream = TunnelStream::new(send, body, Some(slot));
+        let (peer, fate) = (slot.0.peer.clone(), slot.0.fate.clone());
+        let stream = TunnelStream::new(send, body, Some(slot), fate);
         Ok(Tunnel { stream, peer, response: Baggage::read(&head.headers) })
     }
 

@@ -52,6 +52,7 @@ impl CopyError {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Downstream(error) | Self::Upstream(error) if error.is_revoked() => "peer_certificate_revoked",
             Self::Downstream(error) if error.is_reset() => "downstream_reset",
             Self::Downstream(_) => "downstream_failed",
             Self::Upstream(error) if error.is_reset() => "upstream_reset",

@@ -22,7 +22,7 @@ use tokio::{
     sync::Notify,
     time::Instant,
 };
-use underpass_identity::tls::Expected;
+use underpass_identity::{Revocations, tls::Expected};
 use underpass_model::{Identity, PodUid, WorkloadUid};
 use underpass_runtime::metrics::catalogue;
 
@@ -70,6 +70,8 @@ pub struct PoolOptions {
     pub doubt_after: Duration,
     /// What it is then given for one, before its tunnel takes no more streams; 3 s.
     pub doubt_deadline: Duration,
+    /// Whose tunnels are refused, and cut when it is told later; nobody's.
+    pub revocations: Revocations,
 }
 
 impl Default for PoolOptions {
@@ -84,6 +86,7 @@ impl Default for PoolOptions {
             answer_deadline: Duration::from_secs(15),
             doubt_after: Duration::from_secs(3),
             doubt_deadline: Duration::from_secs(3),
+            revocations: Revocations::new(),
         }
     }
 }

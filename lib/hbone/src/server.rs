@@ -25,14 +25,17 @@ use tokio::{
     time::{Sleep, sleep, sleep_until, timeout},
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
-use underpass_identity::tls::{self, Expected, PeerError, check_peer};
+use underpass_identity::{
+    Revocations,
+    tls::{self, Expected, PeerError, check_peer},
+};
 use underpass_model::{Authority, AuthorityError, Identity};
 
 use crate::{
     headers::{Baggage, ConnectHeaders},
     http2::{self, Http2Options},
     keepalive::{Keepalive, KeepaliveOptions, Pings},
-    lifetime,
+    lifetime::{self, Fate, Revocation},
     stream::{StreamError, TunnelStream},
     wire::Wire,
 };
@@ -53,6 +56,8 @@ pub struct ServerOptions {
     pub handshake_deadline: Duration,
     /// What the last words of a tunnel that is closed at once are given to leave; 1 s.
     pub close_deadline: Duration,
+    /// Whose tunnels are refused, and cut when it is told later; nobody's.
+    pub revocations: Revocations,
 }
 
 impl Default for ServerOptions {
@@ -64,6 +69,7 @@ impl Default for ServerOptions {
             max_unanswered: 128,
             handshake_deadline: Duration::from_secs(5),
             close_deadline: Duration::from_secs(1),
+            revocations: Revocations::new(),
         }
     }
 }
@@ -141,6 +147,8 @@ where
     session.set_buffer_limit(Some(http2::TLS_BUFFER));
     let (now, certificates) = (SystemTime::now(), session.peer_certificates().unwrap_or_default());
     let peer = check_peer(certificates, expect, now)?;
+    let control = Rc::<Control>::default();
+    let revocation = Revocation::watch(&options.revocations, certificates, control.fate.clone())?;
     let expiry = Box::pin(sleep_until(lifetime::end(own.as_deref(), certificates, now)));
     if session.alpn_protocol() != Some(tls::ALPN) {
         return Err(AcceptError::Protocol);
@@ -153,7 +161,8 @@ where
         http2,
         keepalive,
         expiry,
-        control: Rc::default(),
+        revocation,
+        control,
         state: State::Open,
         close_deadline: options.close_deadline,
         max_unanswered: options.max_unanswered,
@@ -169,6 +178,7 @@ pub struct ServerConnection<IO = TcpStream> {
     keepalive: Keepalive,
     /// Until a certificate that made the tunnel expires.
     expiry: Pin<Box<Sleep>>,
+    revocation: Revocation,
     control: Rc<Control>,
     state: State,
     close_deadline: Duration,
@@ -211,6 +221,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             // Whom it carries was known when it came; who comes next shall prove it anew.
             tracing::debug!(peer = %self.peer, "a certificate of the tunnel expired");
             self.shutdown_handle().drain();
+        }
+        if self.revocation.poll(cx).is_ready() {
+            self.shutdown_handle().close();
         }
         self.obey();
         match self.poll_accept(cx) {
@@ -292,6 +305,7 @@ struct Control {
     wish: Cell<Wish>,
     /// CONNECTs that were handed out and are not answered.
     unanswered: Cell<usize>,
+    fate: Fate,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -391,14 +405,14 @@ pub struct Incoming {
     pub headers: ConnectHeaders,
     respond: SendResponse<Bytes>,
     body: RecvStream,
-    _unanswered: Unanswered,
+    unanswered: Unanswered,
 }
 
 impl Incoming {
     fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, control: &Rc<Control>) -> Self {
         let (head, body) = request.into_parts();
         let headers = ConnectHeaders::read(&head.headers);
-        Self { authority: target(&head), headers, respond, body, _unanswered: Unanswered::new(control) }
+        Self { authority: target(&head), headers, respond, body, unanswered: Unanswered::new(control) }
     }
 
     /// Waits until the client gives up. Never ends while it waits for the answer.
@@ -415,7 +429,7 @@ impl Incoming {
         let mut response = Response::new(());
         own.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(StreamError::TunnelLost)?;
-        Ok(TunnelStream::new(send, self.body, None))
+        Ok(TunnelStream::new(send, self.body, None, self.unanswered.0.fate.clone()))
     }
 
     /// Answers with a status that means no.

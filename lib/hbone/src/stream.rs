@@ -12,8 +12,9 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use underpass_model::SerialNumber;
 
-use crate::{buffers, client::Slot};
+use crate::{buffers, client::Slot, lifetime::Fate};
 
 /// Why a stream ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,9 @@ pub enum StreamError {
     /// The peer, or our own end, has reset it.
     #[error("the stream was reset: {0}")]
     Reset(Reason),
+    /// What the peer had proved itself by was revoked, so the tunnel was cut.
+    #[error("certificate {0} of the peer was revoked")]
+    Revoked(SerialNumber),
     /// The whole tunnel is gone.
     #[error("the tunnel is gone")]
     TunnelLost(#[source] h2::Error),
@@ -36,6 +40,7 @@ impl StreamError {
         match self {
             Self::Declined => "stream_declined",
             Self::Reset(_) => "stream_reset",
+            Self::Revoked(_) => "peer_certificate_revoked",
             Self::TunnelLost(_) => "tunnel_lost",
         }
     }
@@ -45,7 +50,9 @@ impl From<StreamError> for io::Error {
     fn from(error: StreamError) -> Self {
         let kind = match error {
             StreamError::Declined => io::ErrorKind::BrokenPipe,
-            StreamError::Reset(_) | StreamError::TunnelLost(_) => io::ErrorKind::ConnectionReset,
+            StreamError::Reset(_) | StreamError::Revoked(_) | StreamError::TunnelLost(_) => {
+                io::ErrorKind::ConnectionReset
+            }
         };
         Self::new(kind, error)
     }
@@ -62,11 +69,12 @@ pub struct TunnelStream {
     declined: bool,
     /// Its place in the pool's tunnel; only where we are the client.
     slot: Option<Slot>,
+    fate: Fate,
 }
 
 impl TunnelStream {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<Slot>) -> Self {
-        Self { send, recv, unread: Bytes::new(), ended: false, declined: false, slot }
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<Slot>, fate: Fate) -> Self {
+        Self { send, recv, unread: Bytes::new(), ended: false, declined: false, slot, fate }
     }
 
     /// The next data; none at the end. What is taken must be given back by [`Self::release`] once it is passed on, else
@@ -78,10 +86,10 @@ impl TunnelStream {
                 self.declined = true;
                 None
             }
-            Some(Err(error)) => Some(Err(match error.reason() {
+            Some(Err(error)) => Some(Err(self.told(match error.reason() {
                 Some(reason) if error.is_reset() => StreamError::Reset(reason),
                 _ => StreamError::TunnelLost(error),
-            })),
+            }))),
             None => None,
         })
     }
@@ -104,7 +112,7 @@ impl TunnelStream {
         }
         match ready!(self.send.poll_capacity(cx)) {
             Some(Ok(room)) => Poll::Ready(Ok(room.min(wanted))),
-            Some(Err(error)) => Poll::Ready(Err(StreamError::TunnelLost(error))),
+            Some(Err(error)) => Poll::Ready(Err(self.told(StreamError::TunnelLost(error)))),
             None => Poll::Ready(Err(self.why_closed())),
         }
     }
@@ -149,7 +157,12 @@ impl TunnelStream {
             Ok(reason) => StreamError::Reset(reason),
             Err(error) => StreamError::TunnelLost(error),
         };
-        Poll::Ready(error)
+        Poll::Ready(self.told(error))
+    }
+
+    /// What we cut the tunnel for counts more than how h2 tells of it.
+    fn told(&self, error: StreamError) -> StreamError {
+        self.fate.revoked().map_or(error, |serial| StreamError::Revoked(serial.clone()))
     }
 
     /// A server that has said all and wants to hear no more resets with NO_ERROR (RFC 9113, section 8.1). From a client

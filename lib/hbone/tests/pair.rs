@@ -15,6 +15,9 @@ mod floods;
 #[path = "pair/pooling.rs"]
 mod pooling;
 #[cfg(test)]
+#[path = "pair/revocation.rs"]
+mod revocation;
+#[cfg(test)]
 #[path = "pair/streams.rs"]
 mod streams;
 #[cfg(test)]

@@ -203,6 +203,11 @@ pub(crate) fn uri_names<'a>(
     }))
 }
 
+/// When a certificate ends, if it can be read.
+pub(crate) fn ends(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    X509Certificate::from_der(certificate).ok().map(|(_, parsed)| system_time(parsed.validity().not_after))
+}
+
 /// A certificate's time on our clock's type; what lies before 1970 or beyond the clock's range is cut.
 pub(crate) fn system_time(time: ASN1Time) -> SystemTime {
     let seconds = u64::try_from(time.timestamp()).unwrap_or(0);

@@ -20,7 +20,7 @@ use tokio::{
 };
 use underpass_model::Identity;
 
-use crate::{authority::CertificateAuthority, tls::Credentials};
+use crate::{authority::CertificateAuthority, revocation::Revocations, tls::Credentials};
 
 mod kept;
 mod ledger;
@@ -53,6 +53,8 @@ pub struct StoreOptions {
     pub retry_waiting: Duration,
     /// Where certificates and keys outlive the process, so that the next one serves at once (default: nowhere).
     pub kept: Option<KeptFile>,
+    /// What is revoked (default: nothing). A certificate of ours that is gets replaced at once.
+    pub revocations: Revocations,
     /// What time it is. Tests pass their own.
     pub clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
 }
@@ -68,6 +70,7 @@ impl Default for StoreOptions {
             retry_most: Duration::from_secs(150),
             retry_waiting: Duration::from_secs(5),
             kept: None,
+            revocations: Revocations::new(),
             clock: Arc::new(SystemTime::now),
         }
     }
@@ -200,6 +203,12 @@ impl CertificateStore {
             let cause = self.shared.ledger().cause(identity);
             Err(StoreError::Deadline { identity: identity.clone(), waited: deadline, cause })
         })
+    }
+
+    /// What is revoked, as far as the store was told.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.shared.options.revocations
     }
 
     /// A number that changes whenever any credentials do.

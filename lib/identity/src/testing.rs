@@ -8,12 +8,15 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyUsagePurpose, SanType, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose, RevokedCertParams, SanType, SubjectPublicKeyInfo,
 };
-use rustls_pki_types::{CertificateSigningRequestDer, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
 use underpass_model::Identity;
-use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
+use x509_parser::{
+    certification_request::X509CertificationRequest,
+    prelude::{FromDer as _, X509Certificate},
+};
 
 use crate::{
     authority::{AuthorityError, CertificateAuthority},
@@ -67,6 +70,29 @@ impl TestAuthority {
         self.root.pem()
     }
 
+    /// The list on which the issuing certificate revokes a certificate, as a standard authority would.
+    #[must_use]
+    pub fn revocation_list_pem(&self, certificate: &CertificateDer<'_>) -> String {
+        let (_, revoked) = X509Certificate::from_der(certificate).expect("a certificate");
+        let mut dates = CertificateParams::default();
+        set_validity(&mut dates, SystemTime::now(), SystemTime::now() + Duration::from_secs(86_400));
+        let revoked = RevokedCertParams {
+            serial_number: revoked.raw_serial().to_vec().into(),
+            revocation_time: dates.not_before,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: dates.not_before,
+            next_update: dates.not_after,
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuing).and_then(|list| list.pem()).expect("a list can be signed")
+    }
+
     /// The root alone, as a bundle.
     #[must_use]
     pub fn roots(&self) -> TrustBundle {
@@ -87,6 +113,15 @@ impl TestAuthority {
         let public_key = SubjectPublicKeyInfo::from_der(public_key_info).expect("a public key");
         let certificate = params.signed_by(&public_key, &self.issuing).expect("a leaf can be signed");
         vec![certificate.pem(), self.issuing.pem(), self.root.pem()]
+    }
+
+    /// The certificates that a peer with such a leaf shows.
+    #[must_use]
+    pub fn chain(&self, identity: &Identity, leaf: &LeafOptions) -> Vec<CertificateDer<'static>> {
+        let key = KeyPair::generate().expect("a key can be made");
+        let answer = self.answer(&key.public_key_info(), identity, leaf);
+        let shown = answer.iter().take(2);
+        shown.map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate in PEM")).collect()
     }
 
     /// A certificate of a day for a new key.

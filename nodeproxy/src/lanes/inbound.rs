@@ -60,7 +60,8 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
         let hbone = canonical(knock.stream.local_addr().map_err(AcceptError::Tls)?);
         let credentials = waits::credentials(&worker.shared.certificates, own).await?;
         let expected = Expected::TrustDomain(own.trust_domain().clone());
-        let options = ServerOptions::default();
+        let revocations = worker.shared.certificates.revocations().clone();
+        let options = ServerOptions { revocations, ..ServerOptions::default() };
         let accept = server::accept(knock.stream, &credentials.server, &expected, &options);
         let connection = waits::measured("handshake", accept).await?;
         Ok((connection, hbone))

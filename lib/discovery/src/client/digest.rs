@@ -10,6 +10,7 @@ use crate::{
         PARTIAL, ResourceType,
         convert::{self, Addressed},
         security::Authorization,
+        trust::Revocation,
         workload::Address,
         xds,
     },
@@ -46,6 +47,7 @@ impl Digest {
         let read = match kind {
             ResourceType::Address => address(&message),
             ResourceType::Authorization => policy(&message),
+            ResourceType::Revocation => revocation(&message),
         };
         let Read { resource, problem } = read;
         if let Some(problem) = problem {
@@ -115,5 +117,19 @@ fn policy(message: &xds::Resource) -> Read {
             let stands = convert::policy_unread(&message.name, decoded.as_ref().ok());
             Read { resource: stands.map(Resource::Authorization), problem: Some(problem) }
         }
+    }
+}
+
+/// One that is not understood is refused: what it revokes is not known, and everybody cannot be meant.
+fn revocation(message: &xds::Resource) -> Read {
+    let Some(body) = body(ResourceType::Revocation, message) else { return Read::default() };
+    let decoded = match Revocation::decode(body) {
+        Ok(decoded) => decoded,
+        Err(error) => return Read::refuse(&error),
+    };
+    match convert::revocation_from_wire(&decoded) {
+        Ok(None) => Read::default(),
+        Ok(Some(revocation)) => Read::take(Resource::Revocation(revocation)),
+        Err(error) => Read::refuse(&error),
     }
 }

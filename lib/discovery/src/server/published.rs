@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use prost::Message;
-use underpass_model::{NetworkMode, Service, Workload};
+use underpass_model::{NetworkMode, Revocation, Service, Workload};
 use underpass_policy::Policy;
 
 use crate::wire::{
     ResourceType,
-    convert::{policy_to_wire, service_to_wire, workload_to_wire},
+    convert::{policy_to_wire, revocation_to_wire, service_to_wire, workload_to_wire},
     workload::{Address, address::Type},
 };
 
@@ -68,6 +68,18 @@ impl Published {
             aliases: Vec::new(),
             part_of: Vec::new(),
             body: policy_to_wire(policy).encode_to_vec(),
+        }
+    }
+
+    /// A revocation.
+    #[must_use]
+    pub fn revocation(revocation: &Revocation) -> Self {
+        Self {
+            kind: ResourceType::Revocation,
+            name: revocation.name().into(),
+            aliases: Vec::new(),
+            part_of: Vec::new(),
+            body: revocation_to_wire(revocation).encode_to_vec(),
         }
     }
 }

@@ -59,10 +59,11 @@ impl State {
     }
 
     pub(super) fn of(&self, kind: ResourceType) -> &TypeState {
-        let [addresses, authorizations] = &self.types;
+        let [addresses, authorizations, revocations] = &self.types;
         match kind {
             ResourceType::Address => addresses,
             ResourceType::Authorization => authorizations,
+            ResourceType::Revocation => revocations,
         }
     }
 
@@ -109,10 +110,11 @@ impl State {
     }
 
     fn of_mut(&mut self, kind: ResourceType) -> &mut TypeState {
-        let [addresses, authorizations] = &mut self.types;
+        let [addresses, authorizations, revocations] = &mut self.types;
         match kind {
             ResourceType::Address => addresses,
             ResourceType::Authorization => authorizations,
+            ResourceType::Revocation => revocations,
         }
     }
 }

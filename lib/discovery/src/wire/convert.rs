@@ -6,6 +6,7 @@
 
 mod address;
 mod authorization;
+mod revocation;
 mod service;
 mod workload;
 
@@ -14,6 +15,7 @@ use underpass_model::{Service, Workload};
 use crate::wire::workload as wire;
 
 pub use authorization::{policy_from_wire, policy_to_wire, policy_unread};
+pub use revocation::{revocation_from_wire, revocation_to_wire};
 pub use service::service_to_wire;
 pub use workload::workload_to_wire;
 

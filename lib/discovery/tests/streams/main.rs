@@ -15,7 +15,7 @@ use underpass_discovery::{
     testing::{at, service, service_name, workload},
     wire::{PARTIAL, ResourceType},
 };
-use underpass_model::{Tunnel, WorkloadUid};
+use underpass_model::{Revocation, SerialNumber, Tunnel, WorkloadUid};
 use underpass_policy::{Policy, PolicyName, Scope};
 
 fn pod(name: &str, address: &str) -> Published {
@@ -61,6 +61,25 @@ async fn a_subscriber_is_filled_and_follows_changes_and_removals() {
     let view = eventually(&client.mesh, |view| view.counts().authorizations == 0).await;
     eventually(&client.mesh, |view| view.workload_at(&at("10.0.0.1")).is_none()).await;
     assert!(view.is_complete());
+}
+
+#[tokio::test]
+async fn revocations_come_with_the_first_of_the_mesh_and_go_when_they_are_taken_back() {
+    let serial: SerialNumber = "0102030405060708".parse().unwrap();
+    let revocation = Revocation::Serial(serial);
+    let mut revoked = Batch::replacing(ResourceType::Revocation);
+    revoked.set(Published::revocation(&revocation));
+    let (publisher, server) = serve(Publisher::new()).await;
+    publisher.commit_along(revoked);
+    let client = mesh_of(server.control(), false);
+    eventually_subscribed(&publisher, 1).await;
+    assert_eq!((publisher.version(), client.mesh.view().is_complete()), (0, false), "the mesh is not loaded");
+    publish(&publisher, [pod("one", "10.0.0.1")]);
+    let view = eventually(&client.mesh, View::is_complete).await;
+    assert_eq!(view.revocations().collect::<Vec<_>>(), [&revocation]);
+    publisher.commit_along(Batch::replacing(ResourceType::Revocation));
+    eventually(&client.mesh, |view| view.revocations().count() == 0).await;
+    assert_eq!(client.mesh.view().counts().workloads, 1);
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ impl EndError {
     pub fn is_reset(&self) -> bool {
         match self {
             Self::Stream(StreamError::Declined | StreamError::Reset(_)) => true,
-            Self::Stream(StreamError::TunnelLost(_)) => false,
+            Self::Stream(StreamError::Revoked(_) | StreamError::TunnelLost(_)) => false,
             Self::Tcp(error) => matches!(
                 error.kind(),
                 io::ErrorKind::BrokenPipe
@@ -44,6 +44,12 @@ impl EndError {
                     | io::ErrorKind::NotConnected
             ),
         }
+    }
+
+    /// True if we cut it, because what the peer had proved itself by was revoked.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        matches!(self, Self::Stream(StreamError::Revoked(_)))
     }
 }
 

@@ -13,6 +13,7 @@ use underpass_runtime::Backoff;
 use super::{CertificateStatus, Moment, Patience, StoreOptions, status};
 use crate::{
     certificate::Issued,
+    revocation::Presented,
     tls::{Credentials, CredentialsError},
     trust::TrustBundle,
 };
@@ -46,6 +47,7 @@ pub(super) struct Entry {
 pub(super) struct Held {
     pub(super) issued: Issued,
     pub(super) credentials: Arc<Credentials>,
+    pub(super) presented: Presented,
     pub(super) renew_at: SystemTime,
 }
 
@@ -144,7 +146,8 @@ impl Ledger {
         self.generation += 1;
         let credentials = Arc::new(Credentials::new(&issued.certificate, &roots, self.generation)?);
         let renew_at = renew_at(issued.certificate.not_after(), now.wall);
-        entry.held = Some(Held { issued, credentials, renew_at });
+        let presented = Presented::of(issued.certificate.chain());
+        entry.held = Some(Held { issued, credentials, presented, renew_at });
         entry.failure = None;
         entry.backoff.reset();
         self.refresh_roots(now.wall);
@@ -161,6 +164,16 @@ impl Ledger {
         Some(delay)
     }
 
+    /// Whether an identity is without a certificate, or will be before long: most of its life is over.
+    pub(super) fn is_urgent(&self, identity: &Identity, now: Moment) -> bool {
+        let held = self.entries.get(identity).and_then(|entry| entry.held.as_ref());
+        held.is_none_or(|held| {
+            let certificate = &held.issued.certificate;
+            let life = certificate.not_after().duration_since(certificate.not_before()).unwrap_or_default();
+            certificate.not_after().duration_since(now.wall).unwrap_or_default() < life / 4
+        })
+    }
+
     /// Forgets what nobody wanted for long enough, and roots that no valid certificate came with; says whether there was
     /// any.
     pub(super) fn forget(&mut self, now: Moment) -> bool {
@@ -169,6 +182,24 @@ impl Ledger {
         self.entries.retain(|_, entry| entry.unwanted_since.is_none_or(|since| now.instant < since + kept_for));
         let forgot = self.entries.len() != before;
         self.refresh_roots(now.wall) || forgot
+    }
+
+    /// Gives up what is revoked, so that it is fetched anew at once; says whether there was any.
+    pub(super) fn revoke(&mut self, now: Moment) -> bool {
+        let revocations = self.options.revocations.clone();
+        let mut any = false;
+        for (identity, entry) in &mut self.entries {
+            let serial = entry.held.as_ref().and_then(|held| revocations.find(&held.presented));
+            if let Some(serial) = serial {
+                tracing::warn!(%identity, %serial, "our certificate was revoked; asking for another");
+                entry.held = None;
+                any = true;
+            }
+        }
+        if any {
+            self.refresh_roots(now.wall);
+        }
+        any
     }
 
     /// The credentials of all identities.

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use underpass_model::Identity;
 
 use super::ledger::Entry;
+use crate::certificate::ends;
 
 /// One identity's certificate as it stands. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -14,10 +16,16 @@ pub struct CertificateStatus {
     pub identity: String,
     /// In one word.
     pub state: CertificateState,
+    /// The certificate's number, in hexadecimal digits.
+    pub serial: Option<String>,
     /// When the certificate began to be valid.
     pub not_before: Option<u64>,
     /// When it ends.
     pub not_after: Option<u64>,
+    /// When the first of the certificates between it and the roots ends.
+    pub issuer_not_after: Option<u64>,
+    /// When the first of the roots ends that came with it.
+    pub root_not_after: Option<u64>,
     /// When it will be renewed.
     pub renew_at: Option<u64>,
     /// Which edition of the credentials is in use.
@@ -63,8 +71,11 @@ pub(super) fn describe(
             Some(_) => CertificateState::Expired,
             None => CertificateState::Missing,
         },
+        serial: held.and_then(|held| held.presented.serial()).map(ToString::to_string),
         not_before: certificate.map(|certificate| seconds(certificate.not_before())),
         not_after: certificate.map(|certificate| seconds(certificate.not_after())),
+        issuer_not_after: certificate.and_then(|certificate| first_end(certificate.chain().iter().skip(1))),
+        root_not_after: held.and_then(|held| first_end(held.issued.roots.roots())),
         renew_at: held.map(|held| seconds(held.renew_at)),
         generation: held.map(|held| held.credentials.generation),
         roots: held.map_or(0, |held| held.issued.roots.roots().len()),
@@ -74,6 +85,10 @@ pub(super) fn describe(
         last_error: entry.failure.as_ref().map(|failure| failure.message.clone()),
         next_fetch_in: next_fetch.map(|left| left.as_secs()),
     }
+}
+
+fn first_end<'a>(certificates: impl Iterator<Item = &'a CertificateDer<'static>>) -> Option<u64> {
+    certificates.filter_map(|der| ends(der)).map(seconds).min()
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -12,7 +12,7 @@ use crate::{
     authority::{AuthorityError, CertificateAuthority},
     certificate::{CertificateError, Issued},
     key::{KeyError, KeyPair},
-    tls::CredentialsError,
+    tls::{CredentialsError, PeerError},
 };
 
 /// The work behind a [`super::CertificateStore`]; run it once, on one runtime.
@@ -34,6 +34,8 @@ enum FetchError {
     Answer(#[from] CertificateError),
     #[error("the authority's answer is wrong")]
     Credentials(#[from] CredentialsError),
+    #[error("the authority gave a certificate that is revoked")]
+    Revoked(#[from] PeerError),
 }
 
 /// Clocks may be set and machines sleep; certificates are looked at again at least this often.
@@ -51,6 +53,9 @@ impl StoreTask {
     /// Fetches, renews and forgets until asked to stop. Fetches under way are then abandoned.
     pub async fn run(self, shutdown: Shutdown) {
         let mut fetches = FuturesUnordered::new();
+        let mut revocations = self.shared.options.revocations.changes();
+        // What was revoked before counts too.
+        revocations.mark_changed();
         loop {
             let (started, next) = self.plan(fetches.len());
             fetches.extend(started.into_iter().map(|identity| self.fetch(identity)));
@@ -58,6 +63,8 @@ impl StoreTask {
                 () = shutdown.requested() => return,
                 Some((identity, result)) = fetches.next() => self.finish(&identity, result),
                 () = self.shared.wake.notified() => {}
+                // Never an error: the options hold the sender.
+                Ok(()) = revocations.changed() => self.revoke(),
                 () = tokio::time::sleep_until(next) => {}
             }
         }
@@ -77,6 +84,13 @@ impl StoreTask {
         (started, next.min(latest))
     }
 
+    fn revoke(&self) {
+        let mut ledger = self.shared.ledger();
+        if ledger.revoke(self.shared.now()) {
+            self.publish(&ledger);
+        }
+    }
+
     async fn fetch(&self, identity: Identity) -> (Identity, Result<Issued, FetchError>) {
         let result = fetch(self.authority.as_ref(), &identity, &self.shared.options).await;
         (identity, result)
@@ -93,7 +107,11 @@ impl StoreTask {
             Err(error) => {
                 let error = causes(&error);
                 let retry_in = ledger.fail(identity, error.clone(), now).unwrap_or_default();
-                tracing::warn!(%identity, error, ?retry_in, "no certificate");
+                if ledger.is_urgent(identity, now) {
+                    tracing::error!(%identity, error, ?retry_in, "no certificate, and there is none or it ends soon");
+                } else {
+                    tracing::warn!(%identity, error, ?retry_in, "no certificate");
+                }
             }
         }
         self.publish(&ledger);
@@ -123,7 +141,9 @@ async fn fetch(
     let answer = tokio::time::timeout(options.fetch_deadline, asked)
         .await
         .unwrap_or(Err(AuthorityError::Silent(options.fetch_deadline)))?;
-    Ok(Issued::from_answer(&answer, key, identity, (options.clock)())?)
+    let issued = Issued::from_answer(&answer, key, identity, (options.clock)())?;
+    options.revocations.check(issued.certificate.chain())?;
+    Ok(issued)
 }
 
 /// An error and what caused it, as one line that is not longer than a log line should be.

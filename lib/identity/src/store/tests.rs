@@ -1,6 +1,7 @@
 use std::{collections::VecDeque, future::Future, pin::Pin};
 
 use tokio::sync::Semaphore;
+use underpass_model::Revocation;
 use underpass_runtime::{Shutdown, tasks};
 
 use super::*;
@@ -365,12 +366,15 @@ async fn status_tells_all_but_the_secrets() {
             "fetching",
             "generation",
             "identity",
+            "issuer_not_after",
             "last_error",
             "next_fetch_in",
             "not_after",
             "not_before",
             "renew_at",
+            "root_not_after",
             "roots",
+            "serial",
             "state",
             "wanted"
         ]
@@ -403,4 +407,28 @@ async fn the_next_process_serves_at_once_with_what_was_kept() {
     pass(Duration::from_secs(361)).await;
     assert!(unwanted.store.credentials(&identity("web")).is_none(), "forgotten when nobody wants it");
     assert!(kept.read(SystemTime::now()).is_empty(), "in the file too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revoked_certificate_is_given_up_and_replaced_at_once() {
+    let revocations = Revocations::new();
+    let Bench { fake, store, .. } = bench(|options| options.revocations = revocations.clone());
+    let _wants = [store.want(&identity("web")), store.want(&identity("api"))];
+    let first = store.wait(&identity("web"), HOUR).await.unwrap();
+    let other = store.wait(&identity("api"), HOUR).await.unwrap();
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let revoke = |account: &str, before: SystemTime| {
+        revocations.set_told([Revocation::Identity { identity: identity(account), before: seconds(before) }]);
+    };
+    // The fake's certificates begin a minute before now.
+    revoke("web", SystemTime::now() + HOUR);
+    pass(Duration::from_millis(100)).await;
+    assert_eq!(store.status()[1].state, CertificateState::Missing);
+    assert!(store.credentials(&identity("web")).is_none(), "what is revoked is not used");
+    assert_eq!(generation(&store, "api"), Some(other.generation), "nobody else is touched");
+    assert_eq!(fake.calls_of("web").len(), 2, "one that is revoked already is of no use");
+    assert!(store.status()[1].last_error.as_ref().unwrap().contains("revoked"));
+    revoke("web", SystemTime::now() - HOUR);
+    let next = store.wait(&identity("web"), HOUR).await.unwrap();
+    assert!(next.generation > first.generation);
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use rustls_pki_types::CertificateDer;
-use underpass_model::{Identity, TrustDomain};
+use underpass_model::{Identity, SerialNumber, TrustDomain};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::certificate::{system_time, uri_names};
@@ -44,6 +44,12 @@ pub enum PeerError {
         /// The URI names in it.
         names: Vec<String>,
     },
+    /// One of the certificates that it showed is revoked.
+    #[error("certificate {serial} of the peer is revoked")]
+    Revoked {
+        /// Which.
+        serial: SerialNumber,
+    },
     /// It is somebody else.
     #[error("the peer is {names:?}, expected one of {expected:?}")]
     WrongIdentity {
@@ -72,6 +78,7 @@ impl PeerError {
             Self::Expired { .. } => "peer_certificate_expired",
             Self::NotYetValid { .. } => "peer_certificate_not_yet_valid",
             Self::NoIdentity { .. } => "peer_no_identity",
+            Self::Revoked { .. } => "peer_certificate_revoked",
             Self::WrongIdentity { .. } => "peer_wrong_identity",
             Self::WrongTrustDomain { .. } => "peer_wrong_trust_domain",
         }

@@ -187,6 +187,10 @@ pub static TUNNELS_EVICTED: Counters<0> = counter(
     [],
 );
 
+/// Tunnels cut by a revocation.
+pub static TUNNELS_REVOKED: Counters<0> =
+    counter("underpass_tunnels_revoked_total", "Tunnels cut because the peer's certificate was revoked.", []);
+
 /// Session with the operator.
 pub static DISCOVERY_CONNECTED: Gauges<0> = gauge(
     "underpass_discovery_connected",
@@ -214,6 +218,18 @@ pub static ENROLMENT: Histograms<0> = Histograms {
 /// Certificates asked for.
 pub static CERTIFICATE_FETCHES: Counters<1> =
     counter("underpass_certificate_fetches_total", "Certificates asked for.", [("result", "`ok` or `error`")]);
+/// What is left of each certificate. Written by the node proxy itself, which knows whose there are.
+pub static CERTIFICATE_EXPIRY: Gauges<2> = gauge(
+    "underpass_certificate_expiry_timestamp_seconds",
+    "When a certificate in use ends, in seconds since 1970.",
+    [
+        ("identity", "the SPIFFE id of the workloads that use it"),
+        (
+            "certificate",
+            "`leaf` their own, `issuer` the first to end of those that signed it, `root` of those that came with it",
+        ),
+    ],
+);
 /// The certificate that ends first.
 pub static CERTIFICATE_FIRST_EXPIRY: Gauges<0> = gauge(
     "underpass_certificate_first_expiry_timestamp_seconds",
@@ -269,13 +285,16 @@ pub static ALL: &[Section] = &[
     Section { title: "Policies (node proxy)", metrics: &[&POLICY_REFUSALS, &POLICY_DRY_RUN, &CONNECTIONS_REVOKED] },
     Section {
         title: "Tunnels (node proxy)",
-        metrics: &[&TUNNELS_OPEN, &TUNNEL_STREAMS_OPEN, &TUNNELS_OPENED, &TUNNELS_EVICTED],
+        metrics: &[&TUNNELS_OPEN, &TUNNEL_STREAMS_OPEN, &TUNNELS_OPENED, &TUNNELS_EVICTED, &TUNNELS_REVOKED],
     },
     Section {
         title: "The mesh as the node proxy sees it",
         metrics: &[&DISCOVERY_CONNECTED, &VIEW_VERSION, &VIEW_AGE, &PODS, &ENROLMENT],
     },
-    Section { title: "Certificates (node proxy)", metrics: &[&CERTIFICATE_FETCHES, &CERTIFICATE_FIRST_EXPIRY] },
+    Section {
+        title: "Certificates (node proxy)",
+        metrics: &[&CERTIFICATE_FETCHES, &CERTIFICATE_EXPIRY, &CERTIFICATE_FIRST_EXPIRY],
+    },
     Section {
         title: "Every program",
         metrics: &[&ISTIO_BUILD, &TASK_PANICS, &LOG_LINES_DROPPED, &OPEN_FDS, &MAX_FDS, &RESIDENT_MEMORY, &START_TIME],

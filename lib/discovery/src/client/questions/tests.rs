@@ -49,7 +49,7 @@ fn names(resource: &Resource) -> Vec<String> {
     let addresses: Vec<_> = match resource {
         Resource::Workload(workload) => workload.addresses.iter().map(|address| at(&address.to_string())).collect(),
         Resource::Service(service) => service.addresses.clone(),
-        Resource::Authorization(_) => Vec::new(),
+        Resource::Authorization(_) | Resource::Revocation(_) => Vec::new(),
     };
     addresses.iter().map(ToString::to_string).chain([resource.name()]).collect()
 }

@@ -1,0 +1,150 @@
+//! Who is no longer believed: what the operator revoked, and the lists of other authorities in a file.
+
+use std::{io, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
+
+use underpass_discovery::Mesh;
+use underpass_identity::{CertificateStatus, RevocationLists, Revocations, revocation::ListError};
+use underpass_model::Revocation;
+use underpass_runtime::{
+    Shutdown,
+    metrics::{Listed as _, catalogue},
+};
+
+/// How often the file is looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Takes over what discovery tells, until asked to stop.
+pub(crate) async fn follow(mesh: Mesh, revocations: Revocations, stop: Shutdown) {
+    let mut versions = mesh.subscribe();
+    let mut known: Vec<Revocation> = Vec::new();
+    loop {
+        versions.mark_unchanged();
+        let told: Vec<Revocation> = mesh.view().revocations().cloned().collect();
+        if told != known {
+            tracing::info!(revocations = told.len(), "the operator's revocations changed");
+            revocations.set_told(told.iter().cloned());
+            known = told;
+        }
+        tokio::select! {
+            () = stop.requested() => return,
+            changed = versions.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Writes when each certificate ends, for whoever watches that they are renewed.
+pub(crate) fn write_expiries(page: &mut String, certificates: &[CertificateStatus]) {
+    let metric = &catalogue::CERTIFICATE_EXPIRY;
+    let (name, help) = (metric.name(), metric.help());
+    let mut lines = format!("# HELP {name} {help}\n# TYPE {name} gauge\n");
+    for status in certificates {
+        let ends = [("leaf", status.not_after), ("issuer", status.issuer_not_after), ("root", status.root_not_after)];
+        for (certificate, end) in ends {
+            if let Some(end) = end {
+                // No identity has a byte that would need an escape.
+                let identity = &status.identity;
+                lines += &format!("{name}{{identity=\"{identity}\",certificate=\"{certificate}\"}} {end}\n");
+            }
+        }
+    }
+    page.push_str(&lines);
+}
+
+/// The file of revocation lists, looked at again and again.
+pub(crate) struct ListFile {
+    path: PathBuf,
+    /// What the file was like when it was read last.
+    seen: Option<Look>,
+    /// Whether something about it was complained of already.
+    complained: bool,
+}
+
+/// Device, inode, length and time of change: mounted files are replaced whole, by a link that leads elsewhere.
+type Look = (u64, u64, u64, i64, i64);
+
+/// Why the lists that were read before stay in force.
+#[derive(Debug, thiserror::Error)]
+enum ListFileError {
+    #[error("cannot be read")]
+    Read(#[from] io::Error),
+    #[error("is not taken")]
+    Content(#[from] ListError),
+}
+
+impl ListFile {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, seen: None, complained: false }
+    }
+
+    /// Keeps the lists as the file has them, until asked to stop.
+    pub(crate) async fn run(mut self, revocations: Revocations, stop: Shutdown) {
+        loop {
+            self.look(&revocations);
+            tokio::select! {
+                () = stop.requested() => return,
+                () = tokio::time::sleep(PERIOD) => {}
+            }
+        }
+    }
+
+    /// Reads the file if it is another than before. A file that is missing or broken changes nothing: who was revoked
+    /// stays revoked.
+    pub(crate) fn look(&mut self, revocations: &Revocations) {
+        match self.read() {
+            Ok(Some(lists)) => {
+                tracing::info!(path = %self.path.display(), revoked = lists.len(), "revocation lists read");
+                revocations.set_lists(lists);
+                self.complained = false;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::error!(path = %self.path.display(), error, "revocation lists: the last good ones stay");
+                }
+            }
+        }
+    }
+
+    fn read(&mut self) -> Result<Option<RevocationLists>, ListFileError> {
+        let metadata = std::fs::metadata(&self.path)?;
+        let look = (metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+        if self.seen.replace(look) == Some(look) {
+            return Ok(None);
+        }
+        self.complained = false;
+        Ok(Some(RevocationLists::read(&std::fs::read(&self.path)?)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use underpass_identity::{Presented, testing::TestAuthority};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_vanishes_or_breaks_takes_no_revocation_back() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("crl.pem");
+        let (revocations, mut file) = (Revocations::new(), ListFile::new(path.clone()));
+        let authority = TestAuthority::new();
+        let leaf = authority.issue(&"spiffe://cluster.local/ns/shop/sa/web".parse().unwrap());
+        let presented = Presented::of(leaf.certificate.chain());
+        let revoked = |file: &mut ListFile| {
+            file.look(&revocations);
+            revocations.find(&presented).is_some()
+        };
+        assert!(!revoked(&mut file), "there is none yet");
+        fs::write(&path, authority.revocation_list_pem(&leaf.certificate.chain()[0])).unwrap();
+        assert!(revoked(&mut file));
+        fs::remove_file(&path).unwrap();
+        assert!(revoked(&mut file));
+        fs::write(&path, "no list").unwrap();
+        assert!(revoked(&mut file));
+        fs::write(&path, "").unwrap();
+        assert!(!revoked(&mut file), "taken back by a whole file");
+    }
+}
