@@ -86,6 +86,7 @@ const SECTIONS: [Section; 10] = [
             ("connect_timeout", "the destination did not answer"),
             ("connect_unreachable", "there is no route to the destination"),
             ("not_connect", "a peer's request is no CONNECT"),
+            ("peer_certificate_revoked", "the peer's certificate was revoked, so the tunnel was cut"),
             ("stopping", "the node proxy stops"),
             ("stream_declined", "the peer refused the stream before anything of it was read"),
             ("stream_reset", "the peer reset the stream"),
@@ -111,6 +112,7 @@ const SECTIONS: [Section; 10] = [
             ("peer_certificate_expired", "its certificate has expired"),
             ("peer_certificate_malformed", "its certificate cannot be read"),
             ("peer_certificate_not_yet_valid", "its certificate is not valid yet; clocks may differ"),
+            ("peer_certificate_revoked", "one of the certificates that it showed is revoked"),
             ("peer_no_certificate", "it showed no certificate"),
             ("peer_no_identity", "its certificate has no SPIFFE id of a workload"),
             ("peer_wrong_identity", "it is somebody else than the one that was dialled"),
@@ -124,6 +126,10 @@ const SECTIONS: [Section; 10] = [
         labels: &[
             ("downstream_failed", "the downstream end failed"),
             ("downstream_reset", "the downstream end reset"),
+            (
+                "peer_certificate_revoked",
+                "the certificate by which the peer had proved itself was revoked, so its tunnel was cut",
+            ),
             ("upstream_failed", "the upstream end failed"),
             ("upstream_reset", "the upstream end reset"),
         ],

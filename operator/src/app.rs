@@ -18,11 +18,12 @@ use underpass_runtime::{Shutdown, admin::Readiness, tasks};
 use crate::{
     attest::attest,
     ca::{
-        self, Attest, Authenticate as _, Authority, AuthorityOptions, CertificateService, Limits, NodeName,
-        NotAttested, OpenError, Serving, serving::ServingError,
+        self, Attest, Authenticate as _, Authenticator, Authority, CertificateService, FileState, Limits, NodeName,
+        NotAttested, OpenError, Prepare, Serving, SharedStore, serving::ServingError, state::FileError,
     },
     config::Config,
     publication::Publication,
+    revocations,
     tokens::NodeTokens,
     withdrawal::{Attendance, Withdrawals},
 };
@@ -33,9 +34,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Why the operator cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The authority's files cannot be used.
+    /// The authority's state cannot be used.
     #[error("certificate authority")]
     Authority(#[from] OpenError),
+    /// The directory of it cannot.
+    #[error("state directory")]
+    State(#[from] FileError),
     /// A directory cannot be listed.
     #[error("directory {path} of {what}")]
     Directory {
@@ -67,6 +71,8 @@ pub enum StartError {
 pub struct Running {
     /// Where it serves.
     pub address: SocketAddr,
+    /// Who signs.
+    pub authority: Authority,
     /// What it publishes.
     pub publisher: Publisher,
     /// The objects as it sees them.
@@ -90,9 +96,9 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     let status_directory = StatusDirectory::open(&config.status)?;
     let (tokens, tokens_task) =
         NodeTokens::open(&config.node_tokens).map_err(unlistable("node tokens", &config.node_tokens))?;
-    let authority =
-        Authority::open(AuthorityOptions::new(config.state.clone(), config.trust_domain.clone()), SystemTime::now())?;
-    // After the authority, which makes the state directory and sees to it that nobody else can write there.
+    let store: SharedStore = Arc::new(FileState::open(&config.state)?);
+    let authority = Authority::open(store, config.authority_options(), SystemTime::now()).await?;
+    // After the store, which makes the state directory and sees to it that nobody else can write there.
     let directory = Directory::open_keeping(&config.objects, &config.state.join("objects"));
     let directory = directory.map_err(unlistable("objects", &config.objects))?;
     let tls = Serving::config(&authority, &config.serving_names)?;
@@ -101,6 +107,7 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     let address = listener.local_addr().map_err(unbound)?;
 
     let publisher = Publisher::new();
+    revocations::publish(&authority.told().borrow(), &publisher);
     let (objects, objects_task) = directory.watch();
     let (status, status_task) = status_directory.watch();
     let attendance = Attendance::new(publisher.clone(), tokens.clone());
@@ -121,17 +128,21 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     tasks::root("objects", objects_task.run(shutdown.clone()), shutdown);
     tasks::root("status", status_task.run(shutdown.clone()), shutdown);
     tasks::root("node tokens", tokens_task.run(revoked, shutdown.clone()), shutdown);
+    tasks::root("revocations", revocations::run(authority.told(), publisher.clone(), shutdown.clone()), shutdown);
     tasks::root("authority", authority.clone().run(shutdown.clone()), shutdown);
     tasks::root("attendance", until(shutdown.clone(), attendance.watch()), shutdown);
     tasks::root("publication", publication.run(readiness.pending("mesh"), shutdown.clone()), shutdown);
 
     let attest = PodsOnNode { objects: objects.clone(), trust_domain: config.trust_domain.clone() };
-    let certificates = CertificateService::new(authority, tokens.clone(), attest).into_server();
-    let admit = InterceptorLayer::new(ca::admit(tokens.clone()));
-    let authenticate = move |metadata: &MetadataMap| subscriber(&tokens, metadata);
+    let callers = Authenticator::new(tokens);
+    let certificates = CertificateService::new(authority.clone(), callers.clone(), attest).into_server();
+    let admit = InterceptorLayer::new(ca::admit(callers.clone()));
+    let prepare = Prepare(callers.clone());
+    let authenticate = move |metadata: &MetadataMap| subscriber(&callers, metadata);
     let router = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(prepare)
         .layer(admit)
         .add_service(publisher.service(Arc::new(authenticate), shutdown.clone()))
         .add_service(certificates);
@@ -153,7 +164,7 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     };
     let server = tasks::root("server", serve, shutdown);
     tracing::info!(%address, trust_domain = %config.trust_domain, "serving discovery and certificates");
-    Ok(Running { address, publisher, objects, server })
+    Ok(Running { address, authority, publisher, objects, server })
 }
 
 async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {
@@ -168,8 +179,8 @@ fn unlistable<'a>(what: &'static str, path: &'a std::path::Path) -> impl FnOnce(
 }
 
 /// A node's proxy subscribes under the name of its node.
-fn subscriber(tokens: &NodeTokens, metadata: &MetadataMap) -> Result<Arc<str>, RpcStatus> {
-    let node = tokens.authenticate(metadata).map_err(|error| {
+fn subscriber(callers: &Authenticator, metadata: &MetadataMap) -> Result<Arc<str>, RpcStatus> {
+    let node = callers.authenticate(metadata).map_err(|error| {
         tracing::warn!(%error, "subscription refused to an unknown caller");
         RpcStatus::unauthenticated("who calls is not known")
     })?;

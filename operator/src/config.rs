@@ -1,6 +1,6 @@
 //! What the operator is told when it starts.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use underpass_model::{TrustDomain, names::DEFAULT_CLUSTER};
 use underpass_runtime::{
@@ -8,7 +8,7 @@ use underpass_runtime::{
     telemetry::LogOptions,
 };
 
-use crate::translate::TranslateOptions;
+use crate::{ca::AuthorityOptions, translate::TranslateOptions};
 
 /// Turns Kubernetes objects into a mesh: serves discovery and signs certificates
 #[derive(Clone, Debug, clap::Parser)]
@@ -23,6 +23,25 @@ pub struct Config {
     /// Directory of the root certificate and its key; made if missing, open to nobody else
     #[arg(long, env = "UNDERPASS_STATE", value_name = "DIRECTORY")]
     pub state: PathBuf,
+    /// How long a workload's certificate lives, in seconds; it is renewed at half
+    #[arg(long, env = "UNDERPASS_CERTIFICATE_TTL", default_value = "86400", value_parser = seconds)]
+    #[arg(value_name = "SECONDS")]
+    pub certificate_ttl: Duration,
+    /// How long an issuing certificate lives, in seconds, at least twice a workload's; it is replaced at half
+    #[arg(long, env = "UNDERPASS_ISSUING_TTL", default_value = "2592000", value_parser = seconds)]
+    #[arg(value_name = "SECONDS")]
+    pub issuing_ttl: Duration,
+    /// How long a new root is trusted before it signs, and an old one after it signed last, in seconds; at least, and
+    /// unless set twice, as long as a workload's certificate lives
+    #[arg(long, env = "UNDERPASS_ROOT_OVERLAP", value_parser = seconds, value_name = "SECONDS")]
+    pub root_overlap: Option<Duration>,
+    /// Directory with tls.crt, tls.key and ca.crt (a mounted Secret): the authority to sign under, instead of a root that
+    /// the operator makes
+    #[arg(long, env = "UNDERPASS_GIVEN_CA", value_name = "DIRECTORY")]
+    pub given_ca: Option<PathBuf>,
+    /// How many days before the end of a root logs begin to warn
+    #[arg(long, env = "UNDERPASS_EXPIRY_WARNING_DAYS", default_value = "30", value_name = "DAYS")]
+    pub expiry_warning_days: u32,
     /// Directory of node tokens: each file is named like its node and holds the token its proxy shows (watched)
     #[arg(long, env = "UNDERPASS_NODE_TOKENS", value_name = "DIRECTORY")]
     pub node_tokens: PathBuf,
@@ -78,6 +97,21 @@ fn debugging_address(text: &str) -> Result<PageAddress, LoopbackError> {
 }
 
 impl Config {
+    /// What the certificate authority needs of it. Times that would leave certificates without a valid issuer, or peers
+    /// without the root of one, are lengthened.
+    #[must_use]
+    pub fn authority_options(&self) -> AuthorityOptions {
+        let ttl = self.certificate_ttl;
+        AuthorityOptions {
+            trust_domain: self.trust_domain.clone(),
+            most_ttl: ttl,
+            issuing_ttl: self.issuing_ttl.max(ttl * 2),
+            overlap: self.root_overlap.unwrap_or(ttl * 2).max(ttl),
+            given: self.given_ca.clone(),
+            warn_before: Duration::from_secs(u64::from(self.expiry_warning_days) * 86_400),
+        }
+    }
+
     /// What translation needs of it.
     #[must_use]
     pub fn translate_options(&self) -> TranslateOptions {
@@ -87,6 +121,14 @@ impl Config {
             network: Arc::from(self.network.as_str()),
             trust_domain: self.trust_domain.clone(),
         }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        // A century; more than any clock's arithmetic has to bear.
+        Ok(seconds) if (1..=3_200_000_000).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err("is no number of seconds from 1 to 3200000000".to_owned()),
     }
 }
 
@@ -112,10 +154,26 @@ mod tests {
     }
 
     #[test]
+    fn the_authoritys_times_fit_together() {
+        let times = |more: &[&str]| {
+            let options = Config::try_parse_from(NEEDED.iter().chain(more)).unwrap().authority_options();
+            [options.most_ttl, options.issuing_ttl, options.overlap].map(|time| time.as_secs())
+        };
+        assert_eq!(times(&[]), [86_400, 2_592_000, 172_800]);
+        assert_eq!(times(&["--certificate-ttl", "10"]), [10, 2_592_000, 20]);
+        let short = ["--certificate-ttl", "10", "--issuing-ttl", "15", "--root-overlap", "5"];
+        assert_eq!(times(&short), [10, 20, 10]);
+        let apart = ["--certificate-ttl", "10", "--issuing-ttl", "25", "--root-overlap", "12"];
+        assert_eq!(times(&apart), [10, 25, 12]);
+    }
+
+    #[test]
     fn refuses_values_that_cannot_work() {
         for bad in [
             ["--trust-domain", "Not A Domain"],
             ["--listen", "here"],
+            ["--certificate-ttl", "0"],
+            ["--issuing-ttl", "forever"],
             ["--ready-address", "15021"],
             ["--admin-address", "0.0.0.0:15000"],
         ] {

@@ -1,15 +1,21 @@
-//! What the operator shows of itself to people.
+//! What the operator shows of itself to people, and what they may ask of it.
 
 use std::time::SystemTime;
 
+use http::{Method, Request, StatusCode};
 use serde_json::json;
 use underpass_discovery::wire::ResourceType;
-use underpass_runtime::admin::{Pages, json};
+use underpass_runtime::admin::{Answer, Pages, json, text};
 
-use crate::app::Running;
+use crate::{
+    app::Running,
+    ca::{Authority, OpenError, Revoke},
+};
 
 impl Running {
-    /// Debugging pages: `/problems` with files that are not taken, `/subscribers` with how far each has come.
+    /// Debugging pages: `/problems` with files that are not taken, `/subscribers` with how far each has come, `/authority`
+    /// with roots, issuing certificate and revocations. What changes something is a POST: `/rotate?what=root|issuing` and
+    /// `/revoke?identity=SPIFFE-ID` or `?serial=HEX`.
     #[must_use]
     pub fn pages(&self) -> Pages {
         let (objects, publisher) = (self.objects.clone(), self.publisher.clone());
@@ -49,8 +55,57 @@ impl Running {
                 json(page.to_string())
             }
         };
-        let get = http::Method::GET;
-        Pages::new().page(get.clone(), "/problems", problems).page(get, "/subscribers", subscribers)
+        let authority = self.authority.clone();
+        let shown = move |_| {
+            let status = json!(authority.status());
+            async move { json(status.to_string()) }
+        };
+        let (rotating, revoking) = (self.authority.clone(), self.authority.clone());
+        let rotate = move |request: Request<()>| rotate(rotating.clone(), parameter(&request));
+        let revoke = move |request: Request<()>| revoke(revoking.clone(), parameter(&request));
+        Pages::new()
+            .page(Method::GET, "/problems", problems)
+            .page(Method::GET, "/subscribers", subscribers)
+            .page(Method::GET, "/authority", shown)
+            .page(Method::POST, "/rotate", rotate)
+            .page(Method::POST, "/revoke", revoke)
+    }
+}
+
+/// The only parameter of a request, if there is one.
+fn parameter(request: &Request<()>) -> Option<(String, String)> {
+    let (name, value) = request.uri().query()?.split_once('=')?;
+    // Nothing that is asked for has other bytes than these two in need of an escape.
+    Some((name.to_owned(), value.replace("%3A", ":").replace("%2F", "/")))
+}
+
+async fn rotate(authority: Authority, parameter: Option<(String, String)>) -> Answer {
+    let now = SystemTime::now();
+    let what = parameter.filter(|(name, _)| name == "what").map(|(_, what)| what);
+    let done = match what.as_deref() {
+        Some("issuing") => authority.replace_issuing(now).await,
+        Some("root") => authority.replace_root(now).await,
+        _ => return text(StatusCode::BAD_REQUEST, "what=issuing or what=root\n"),
+    };
+    answer(&authority, done)
+}
+
+async fn revoke(authority: Authority, parameter: Option<(String, String)>) -> Answer {
+    let what = match parameter.as_ref().map(|(name, value)| (name.as_str(), value)) {
+        Some(("identity", name)) => name.parse().map(Revoke::Identity).map_err(|error| error.to_string()),
+        Some(("serial", digits)) => digits.parse().map(Revoke::Serial).map_err(|error| error.to_string()),
+        _ => Err("identity=SPIFFE-ID or serial=HEX".to_owned()),
+    };
+    match what {
+        Ok(what) => answer(&authority, authority.revoke(what, SystemTime::now()).await),
+        Err(problem) => text(StatusCode::BAD_REQUEST, problem + "\n"),
+    }
+}
+
+fn answer(authority: &Authority, done: Result<(), OpenError>) -> Answer {
+    match done {
+        Ok(()) => json(json!(authority.status()).to_string()),
+        Err(error) => text(StatusCode::CONFLICT, format!("{error}\n")),
     }
 }
 

@@ -24,7 +24,8 @@ use crate::ca::{Authenticate, NodeName, Unauthenticated, bearer};
 /// A shorter token could be guessed.
 const SHORTEST: usize = 16;
 
-type TokenDigest = [u8; 32];
+/// What is kept of a token.
+pub(crate) type TokenDigest = [u8; 32];
 
 /// The known tokens; clones share them.
 #[derive(Clone, Debug)]
@@ -150,7 +151,7 @@ fn token(name: &str, read: io::Result<Vec<u8>>) -> Result<(NodeName, TokenDigest
     Ok((node, Sha256::digest(token).into()))
 }
 
-fn digest(token: &str) -> TokenDigest {
+pub(crate) fn digest(token: &str) -> TokenDigest {
     Sha256::digest(token.as_bytes()).into()
 }
 

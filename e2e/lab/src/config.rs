@@ -24,6 +24,8 @@ pub struct Options {
     pub trust_domain: String,
     /// Further flags for every node proxy.
     pub node_proxy_flags: Vec<String>,
+    /// Further flags for the operator.
+    pub operator_flags: Vec<String>,
     /// The process that the lab belongs to, for labs that must not outlive a test run.
     pub(crate) owner: Option<(i32, u64)>,
 }
@@ -43,6 +45,7 @@ impl Options {
             binaries: binaries()?,
             trust_domain: "cluster.local".to_owned(),
             node_proxy_flags: Vec::new(),
+            operator_flags: Vec::new(),
             owner: None,
         })
     }

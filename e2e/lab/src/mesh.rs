@@ -270,6 +270,7 @@ impl Lab {
             format!("--listen={}:{OPERATOR_PORT}", CONTROL.v4()),
             format!("--trust-domain={}", self.options().trust_domain),
         ]);
+        argv.extend(self.options().operator_flags.iter().cloned());
         argv
     }
 

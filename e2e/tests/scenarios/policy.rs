@@ -7,7 +7,7 @@ use underpass_e2e::{MESH, SHORT, World, call, get, identity_of, inbound, server,
 use underpass_lab::{ObjectName, Place, Pod, PodSpec, Probe, Process, Target, eventually};
 
 /// Talks to the echo server until somebody ends it.
-const HOLD: &str = r"
+pub(crate) const HOLD: &str = r"
 import socket, sys, time
 connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
 count = 0

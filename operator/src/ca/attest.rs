@@ -5,6 +5,8 @@ use std::{fmt, sync::Arc};
 use tonic::metadata::MetadataMap;
 use underpass_model::Identity;
 
+use super::Preparation;
+
 /// The name of a node, as authentication established it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeName(Arc<str>);
@@ -40,7 +42,7 @@ impl fmt::Debug for NodeName {
 }
 
 /// Why a caller is nobody. The caller is never told which; the log is.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum Unauthenticated {
     /// There is no `authorization`.
     #[error("no authorization in the metadata")]
@@ -54,6 +56,12 @@ pub enum Unauthenticated {
     /// The token is good, but not that of a node's proxy.
     #[error("the token is that of {0:?}, which is no node")]
     NotANode(String),
+    /// Nobody could say yet whose token it is.
+    #[error("the token was not reviewed")]
+    NotReviewed,
+    /// The token is good, but it is not a pod's that runs on a node.
+    #[error("the token is bound to no pod on a node")]
+    Unbound,
 }
 
 /// Why a node does not get a certificate.
@@ -81,6 +89,33 @@ pub trait Authenticate: Send + Sync + 'static {
     /// # Errors
     /// [`Unauthenticated`], when it is nobody known.
     fn authenticate(&self, metadata: &MetadataMap) -> Result<NodeName, Unauthenticated>;
+
+    /// Finds out what must be known of a token before. Most know all they need.
+    fn prepare(&self, _token: &str) -> Preparation {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// Whoever authenticates. Clones share it.
+#[derive(Clone)]
+pub struct Authenticator(Arc<dyn Authenticate>);
+
+impl Authenticator {
+    /// Hides which it is.
+    #[must_use]
+    pub fn new(authenticate: impl Authenticate) -> Self {
+        Self(Arc::new(authenticate))
+    }
+}
+
+impl Authenticate for Authenticator {
+    fn authenticate(&self, metadata: &MetadataMap) -> Result<NodeName, Unauthenticated> {
+        self.0.authenticate(metadata)
+    }
+
+    fn prepare(&self, token: &str) -> Preparation {
+        self.0.prepare(token)
+    }
 }
 
 impl<F> Authenticate for F
@@ -116,7 +151,11 @@ where
 /// [`Unauthenticated::Missing`] or [`Unauthenticated::NotBearer`].
 pub fn bearer(metadata: &MetadataMap) -> Result<&str, Unauthenticated> {
     let value = metadata.get("authorization").ok_or(Unauthenticated::Missing)?;
-    let text = value.to_str().map_err(|_| Unauthenticated::NotBearer)?;
+    token(value.to_str().map_err(|_| Unauthenticated::NotBearer)?)
+}
+
+/// The token in an `authorization`.
+pub(super) fn token(text: &str) -> Result<&str, Unauthenticated> {
     let (scheme, token) = text.split_once(' ').ok_or(Unauthenticated::NotBearer)?;
     let token = token.trim();
     if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() { Ok(token) } else { Err(Unauthenticated::NotBearer) }

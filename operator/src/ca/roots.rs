@@ -1,8 +1,8 @@
 //! The roots: whom the mesh trusts, and which of them signs.
 //!
-//! Files in the state directory: `root.pem`, all trusted roots, which may hold others' beside ours; `root-key.pem`, the
-//! key of our root; and, while our root is being replaced, `next-root-key.pem`. A replacement takes two overlaps of
-//! time, counted from the new root's beginning, so that no other record of its progress is needed:
+//! The state holds all trusted roots, which may be others' beside ours; the key of our root; and, while our root is being
+//! replaced, the key of the next one. A replacement takes two overlaps of time, counted from the new root's beginning, so
+//! that no other record of its progress is needed:
 //!
 //! ```text
 //!  new root made          one overlap later        two overlaps later
@@ -10,8 +10,8 @@
 //!  |  old one signs        |  new one signs         |  new one signs
 //! ```
 //!
-//! An overlap is longer than any workload's certificate lives: by its end every node has fetched an answer that held
-//! both roots, and no certificate is left that the other root signed.
+//! An overlap is at least as long as any workload's certificate lives: by its end every certificate in use came with an
+//! answer that held both roots, and later none is left that the other root signed.
 
 use std::time::{Duration, SystemTime};
 
@@ -25,14 +25,7 @@ use underpass_identity::certificate::set_validity;
 use underpass_model::TrustDomain;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::state::{StateDirectory, StateError};
-
-/// File of all trusted roots.
-pub const ROOTS_FILE: &str = "root.pem";
-/// File of our root's key.
-pub const KEY_FILE: &str = "root-key.pem";
-/// File of the key of the root that will replace ours.
-pub const NEXT_KEY_FILE: &str = "next-root-key.pem";
+use super::state::State;
 
 /// How long a root is valid: ten years.
 const LIFE: Duration = Duration::from_secs(3650 * 86_400);
@@ -44,14 +37,11 @@ pub(super) const BACKDATED: Duration = Duration::from_secs(60);
 /// Why the roots cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RootsError {
-    /// The files cannot be read or written.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A file's content is not what it should be.
-    #[error("{file}: {problem}")]
+    /// A part of the state is not what it should be.
+    #[error("{part}: {problem}")]
     Content {
-        /// Which file.
-        file: &'static str,
+        /// Which part, under the name of its file.
+        part: &'static str,
         /// What is wrong with it.
         problem: String,
     },
@@ -59,20 +49,25 @@ pub enum RootsError {
     #[error("cannot make a root")]
     Make(#[from] rcgen::Error),
     /// Our root is being replaced already.
-    #[error("the root is being replaced already ({NEXT_KEY_FILE} exists)")]
+    #[error("the root is being replaced already")]
     Replacing,
+    /// Our root is not ours to replace.
+    #[error("the root was given; whoever gave it replaces it")]
+    Given,
 }
 
-/// The roots as the files hold them.
+/// The roots, as the state holds them.
 pub(super) struct Roots {
     current: OwnRoot,
     next: Option<OwnRoot>,
     trusted: Vec<Trusted>,
 }
 
-/// A root of which we have the key.
+/// A certificate of which we have the key, and that may sign issuing certificates.
 pub(super) struct OwnRoot {
     pub(super) certificate: CertificateDer<'static>,
+    /// What leads from it to a root, itself first; nothing for a root.
+    pub(super) above: Vec<CertificateDer<'static>>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
     pub(super) issuer: Issuer<'static, KeyPair>,
@@ -84,6 +79,8 @@ struct Trusted {
     public_key_info: Vec<u8>,
     not_before: SystemTime,
     not_after: SystemTime,
+    /// No authority may be below it.
+    is_last: bool,
 }
 
 /// Where the replacement of a root is.
@@ -111,90 +108,118 @@ pub(super) fn phase(next_begins: Option<SystemTime>, now: SystemTime, overlap: D
     }
 }
 
-impl OwnRoot {
-    /// Its subject, for logs.
-    pub(super) fn name(&self) -> String {
-        X509Certificate::from_der(&self.certificate).map(|(_, root)| root.subject().to_string()).unwrap_or_default()
+/// A certificate's subject, for people.
+pub(super) fn name(certificate: &CertificateDer<'_>) -> String {
+    X509Certificate::from_der(certificate).map(|(_, parsed)| parsed.subject().to_string()).unwrap_or_default()
+}
+
+/// Whether a replacement of the root shall begin now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// Only when the time has come.
+    InTime,
+    /// Now.
+    Replace,
+}
+
+/// What the state should be now: with a root if there was none, with the changes that were interrupted brought to their
+/// end, with a replacement begun or finished when its time has come.
+pub(super) fn settle(
+    mut state: State,
+    domain: &TrustDomain,
+    now: SystemTime,
+    overlap: Duration,
+    wish: Wish,
+) -> Result<State, RootsError> {
+    let mut trusted = read_bundle(&state)?;
+    let known = trusted.len();
+    let key = match read_key(KEY, state.key.as_deref())? {
+        Some(key) => key,
+        None if trusted.is_empty() => make_key(&mut state.key)?,
+        None => return Err(RootsError::Content { part: KEY, problem: missing_beside_roots() }),
+    };
+    if trusted.is_empty() {
+        trusted.push(make_root(&key, domain, now)?);
     }
+    let mut next = read_key(NEXT_KEY, state.next_key.as_deref())?;
+    match (find(&trusted, &key), &next) {
+        (Some(_), Some(newer)) if find(&trusted, newer).is_none() => trusted.push(make_root(newer, domain, now)?),
+        (Some(_), _) => {}
+        // The old root is out of the bundle already.
+        (None, Some(newer)) if find(&trusted, newer).is_some() => {
+            state.key = state.next_key.take();
+            next = None;
+        }
+        (None, _) => return Err(no_certificate()),
+    }
+    let is_old = find(&trusted, &key).is_some_and(|root| now + REPLACE_BEFORE > root.not_after);
+    let begins = next.as_ref().and_then(|key| find(&trusted, key)).map(|root| root.not_before + BACKDATED);
+    match phase(begins, now, overlap) {
+        Phase::Single if is_old || wish == Wish::Replace => {
+            let key = make_key(&mut state.next_key)?;
+            trusted.push(make_root(&key, domain, now)?);
+        }
+        Phase::Announced | Phase::Switched if wish == Wish::Replace => return Err(RootsError::Replacing),
+        Phase::Finished => {
+            let old = key.subject_public_key_info();
+            trusted.retain(|root| root.public_key_info != old);
+            state.key = state.next_key.take();
+        }
+        Phase::Single | Phase::Announced | Phase::Switched => {}
+    }
+    // Only then: what people wrote beside the certificates stays as long as these do.
+    if trusted.len() != known {
+        state.roots = Some(to_pem(trusted.iter().map(|root| &root.certificate)));
+    }
+    Ok(state)
 }
 
 impl Roots {
-    /// Reads the roots; makes ours if there is none.
-    pub(super) fn load(state: &StateDirectory, domain: &TrustDomain, now: SystemTime) -> Result<Self, RootsError> {
-        let mut trusted = read_bundle(state)?;
-        let key = match read_key(state, KEY_FILE)? {
-            Some(key) => key,
-            None if trusted.is_empty() => make_key(state, KEY_FILE)?,
-            None => return Err(RootsError::Content { file: KEY_FILE, problem: missing_beside_roots() }),
+    /// Reads a state that is settled.
+    pub(super) fn read(state: &State) -> Result<Self, RootsError> {
+        let trusted = read_bundle(state)?;
+        let find = |part, pem: &Option<String>| match read_key(part, pem.as_deref())? {
+            Some(key) => own(find(&trusted, &key).ok_or_else(no_certificate)?, key).map(Some),
+            None => Ok(None),
         };
-        let mut next = read_key(state, NEXT_KEY_FILE)?;
-        if trusted.is_empty() {
-            trusted.push(add_root(state, &trusted, &key, domain, now)?);
-        }
-        let current = match (find(&trusted, &key), next.take()) {
-            (Some(root), kept) => {
-                next = kept;
-                own(root, key)?
-            }
-            // A replacement was interrupted after its last change to the bundle: finish it.
-            (None, Some(newer)) if find(&trusted, &newer).is_some() => {
-                state.rename(NEXT_KEY_FILE, KEY_FILE)?;
-                own(find(&trusted, &newer).ok_or_else(no_certificate)?, newer)?
-            }
-            (None, _) => return Err(no_certificate()),
-        };
-        let next = match next {
-            Some(key) => {
-                if find(&trusted, &key).is_none() {
-                    // A replacement was interrupted before its first change to the bundle: go on with it.
-                    trusted.push(add_root(state, &trusted, &key, domain, now)?);
-                }
-                Some(own(find(&trusted, &key).ok_or_else(no_certificate)?, key)?)
-            }
-            None => None,
-        };
+        let current = find(KEY, &state.key)?.ok_or_else(no_certificate)?;
+        let next = find(NEXT_KEY, &state.next_key)?;
         Ok(Self { current, next, trusted })
     }
 
-    /// Begins to replace our root: from here on both are trusted.
-    pub(super) fn begin_replacement(
-        &self,
-        state: &StateDirectory,
-        domain: &TrustDomain,
-        now: SystemTime,
-    ) -> Result<Self, RootsError> {
-        if self.next.is_some() {
-            return Err(RootsError::Replacing);
+    /// A certificate of an authority and its key, and the roots that it leads to, as the user gives them: PEM, in the order
+    /// of a `kubernetes.io/tls` Secret with a `ca.crt`.
+    pub(super) fn given(chain: &str, key: &str, roots: &str) -> Result<Self, RootsError> {
+        let (chain, trusted) = (read_certificates("tls.crt", chain)?, read_certificates("ca.crt", roots)?);
+        let content = |problem: &str| RootsError::Content { part: "tls.crt", problem: problem.to_owned() };
+        let key = read_key("tls.key", Some(key))?.ok_or(RootsError::Given)?;
+        let ours = find(&chain, &key).ok_or_else(|| content("holds no certificate for the key in tls.key"))?;
+        if ours.is_last {
+            return Err(content("may sign no issuing certificate (its path length is 0)"));
         }
-        make_key(state, NEXT_KEY_FILE)?;
-        Self::load(state, domain, now)
+        let is_root = |one: &&Trusted| trusted.iter().any(|root| root.certificate == one.certificate);
+        let above = chain.iter().filter(|one| !is_root(one)).map(|one| one.certificate.clone()).collect();
+        Ok(Self { current: OwnRoot { above, ..own(ours, key)? }, next: None, trusted })
     }
 
-    /// Does what time asks for: begins a replacement, or finishes one.
-    pub(super) fn advance(
-        self,
-        state: &StateDirectory,
-        domain: &TrustDomain,
-        now: SystemTime,
-        overlap: Duration,
-    ) -> Result<Self, RootsError> {
-        match self.phase(now, overlap) {
-            Phase::Single if now + REPLACE_BEFORE > self.current.not_after => {
-                self.begin_replacement(state, domain, now)
-            }
-            Phase::Finished => {
-                let kept = self.trusted.iter().filter(|root| root.certificate != self.current.certificate);
-                let kept: Vec<_> = kept.map(|root| &root.certificate).collect();
-                state.write_public(ROOTS_FILE, &to_pem(kept))?;
-                // Reading again finds our old key without a certificate, and finishes.
-                Self::load(state, domain, now)
-            }
-            Phase::Single | Phase::Announced | Phase::Switched => Ok(self),
-        }
+    /// When the next root began to be trusted.
+    fn begins(&self) -> Option<SystemTime> {
+        self.next.as_ref().map(|next| next.not_before + BACKDATED)
+    }
+
+    /// When the replacement under way takes its next step.
+    pub(super) fn next_step(&self, now: SystemTime, overlap: Duration) -> Option<SystemTime> {
+        let begins = self.begins()?;
+        [begins + overlap, begins + overlap * 2].into_iter().find(|step| *step > now)
+    }
+
+    /// The names of all roots, and until when each may be trusted.
+    pub(super) fn described(&self) -> impl Iterator<Item = (String, SystemTime)> {
+        self.trusted.iter().map(|root| (name(&root.certificate), root.not_after))
     }
 
     pub(super) fn phase(&self, now: SystemTime, overlap: Duration) -> Phase {
-        phase(self.next.as_ref().map(|next| next.not_before), now, overlap)
+        phase(self.begins(), now, overlap)
     }
 
     /// The root that signs now.
@@ -212,18 +237,24 @@ impl Roots {
     }
 }
 
+const ROOTS: &str = "root.pem";
+const KEY: &str = "root-key.pem";
+const NEXT_KEY: &str = "next-root-key.pem";
+
 fn no_certificate() -> RootsError {
-    let problem = format!("holds no certificate for the key in {KEY_FILE}");
-    RootsError::Content { file: ROOTS_FILE, problem }
+    RootsError::Content { part: ROOTS, problem: format!("holds no certificate for the key in {KEY}") }
 }
 
 fn missing_beside_roots() -> String {
-    format!("is missing although {ROOTS_FILE} exists; put it back, or remove {ROOTS_FILE} to begin with a new root")
+    format!("is missing although {ROOTS} exists; put it back, or remove {ROOTS} to begin with a new root")
 }
 
-fn read_bundle(state: &StateDirectory) -> Result<Vec<Trusted>, RootsError> {
-    let Some(text) = state.read_public(ROOTS_FILE)? else { return Ok(Vec::new()) };
-    let content = |problem: String| RootsError::Content { file: ROOTS_FILE, problem };
+fn read_bundle(state: &State) -> Result<Vec<Trusted>, RootsError> {
+    state.roots.as_ref().map_or(Ok(Vec::new()), |text| read_certificates(ROOTS, text))
+}
+
+fn read_certificates(part: &'static str, text: &str) -> Result<Vec<Trusted>, RootsError> {
+    let content = |problem: String| RootsError::Content { part, problem };
     let mut trusted = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         let certificate = certificate.map_err(|error| content(error.to_string()))?;
@@ -241,37 +272,25 @@ fn describe(certificate: CertificateDer<'static>) -> Result<Trusted, String> {
     let not_before = time(parsed.validity().not_before.timestamp());
     let not_after = time(parsed.validity().not_after.timestamp());
     let public_key_info = parsed.public_key().raw.to_vec();
-    Ok(Trusted { certificate, public_key_info, not_before, not_after })
+    let constraints = parsed.basic_constraints().ok().flatten();
+    let is_last = constraints.is_some_and(|constraints| constraints.value.path_len_constraint == Some(0));
+    Ok(Trusted { certificate, public_key_info, not_before, not_after, is_last })
 }
 
-fn read_key(state: &StateDirectory, file: &'static str) -> Result<Option<KeyPair>, RootsError> {
-    let Some(pem) = state.read_secret(file)? else { return Ok(None) };
-    let problem = |error: rcgen::Error| RootsError::Content { file, problem: format!("is no private key: {error}") };
-    KeyPair::from_pem(&pem).map(Some).map_err(problem)
+fn read_key(part: &'static str, pem: Option<&str>) -> Result<Option<KeyPair>, RootsError> {
+    let problem = |error: rcgen::Error| RootsError::Content { part, problem: format!("is no private key: {error}") };
+    pem.map(|pem| KeyPair::from_pem(pem).map_err(problem)).transpose()
 }
 
-/// Makes a key and its file; when another process was faster, takes its key.
-fn make_key(state: &StateDirectory, file: &'static str) -> Result<KeyPair, RootsError> {
+fn make_key(kept: &mut Option<String>) -> Result<KeyPair, RootsError> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    if state.create_secret(file, &key.serialize_pem())? {
-        return Ok(key);
-    }
-    read_key(state, file)?.ok_or_else(|| RootsError::Content { file, problem: "vanished".to_owned() })
+    *kept = Some(key.serialize_pem());
+    Ok(key)
 }
 
-/// Makes a root for a key and adds it to the bundle's file.
-fn add_root(
-    state: &StateDirectory,
-    trusted: &[Trusted],
-    key: &KeyPair,
-    domain: &TrustDomain,
-    now: SystemTime,
-) -> Result<Trusted, RootsError> {
+fn make_root(key: &KeyPair, domain: &TrustDomain, now: SystemTime) -> Result<Trusted, RootsError> {
     let certificate = root_params(key, domain, now).self_signed(key)?.der().clone();
-    let added = describe(certificate).map_err(|problem| RootsError::Content { file: ROOTS_FILE, problem })?;
-    let all = trusted.iter().chain([&added]).map(|root| &root.certificate);
-    state.write_public(ROOTS_FILE, &to_pem(all))?;
-    Ok(added)
+    describe(certificate).map_err(|problem| RootsError::Content { part: ROOTS, problem })
 }
 
 fn root_params(key: &KeyPair, domain: &TrustDomain, now: SystemTime) -> CertificateParams {
@@ -295,6 +314,7 @@ fn find<'a>(trusted: &'a [Trusted], key: &KeyPair) -> Option<&'a Trusted> {
 fn own(root: &Trusted, key: KeyPair) -> Result<OwnRoot, RootsError> {
     Ok(OwnRoot {
         certificate: root.certificate.clone(),
+        above: Vec::new(),
         not_before: root.not_before,
         not_after: root.not_after,
         issuer: Issuer::from_ca_cert_der(&root.certificate, key)?,

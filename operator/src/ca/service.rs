@@ -79,7 +79,7 @@ fn refuse_to_sign(node: &NodeName, identity: &Identity, error: &SignError) -> Re
         SignError::Request(_) => Status::invalid_argument(words),
         SignError::TrustDomain { .. } => Status::permission_denied(words),
         SignError::Expired => Status::unavailable(words),
-        SignError::Make(_) | SignError::Randomness => Status::internal(words),
+        SignError::Make(_) | SignError::Serial(_) => Status::internal(words),
     };
     Refusal { reason: error.reason(), status }
 }

@@ -8,7 +8,10 @@ use x509_parser::{
 };
 
 use super::*;
-use crate::ca::roots::{KEY_FILE, NEXT_KEY_FILE, Phase, ROOTS_FILE, phase, to_pem};
+use crate::ca::{
+    roots::{Phase, phase, to_pem},
+    state::{FileState, KEY_FILE, NEXT_KEY_FILE, ROOTS_FILE},
+};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -25,9 +28,12 @@ impl Place {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn open(&self, now: SystemTime) -> Result<Authority, OpenError> {
-        let options = AuthorityOptions::new(self.0.path().to_owned(), TrustDomain::default());
-        Authority::open(options, now)
+    async fn open(&self, now: SystemTime) -> Result<Authority, OpenError> {
+        self.open_with(AuthorityOptions::new(TrustDomain::default()), now).await
+    }
+
+    async fn open_with(&self, options: AuthorityOptions, now: SystemTime) -> Result<Authority, OpenError> {
+        Authority::open(Arc::new(FileState::open(self.0.path()).unwrap()), options, now).await
     }
 
     fn read(&self, file: &str) -> Option<String> {
@@ -58,10 +64,10 @@ fn signer(issued: &Issued) -> String {
     issuing.issuer().to_string()
 }
 
-#[test]
-fn the_first_start_makes_a_root_and_the_next_one_keeps_it() {
+#[tokio::test]
+async fn the_first_start_makes_a_root_and_the_next_one_keeps_it() {
     let place = Place::new();
-    let first = place.open(*NOW).unwrap();
+    let first = place.open(*NOW).await.unwrap();
     let root = place.read(ROOTS_FILE).unwrap();
     assert_eq!(first.roots_pem(), root);
     let mode = |file: &str| fs::metadata(place.0.path().join(file)).unwrap().permissions().mode() & 0o7777;
@@ -71,15 +77,15 @@ fn the_first_start_makes_a_root_and_the_next_one_keeps_it() {
     assert!(parsed.is_ca());
     let life = parsed.validity().not_after.timestamp() - parsed.validity().not_before.timestamp();
     assert_eq!(life, 3650 * 86_400 + 60);
-    let second = place.open(*NOW).unwrap();
+    let second = place.open(*NOW).await.unwrap();
     assert_eq!(second.roots_pem(), root);
     assert_eq!(signer(&issue(&first, DAY, *NOW)), signer(&issue(&second, DAY, *NOW)));
 }
 
-#[test]
-fn a_leaf_has_what_was_decided_and_nothing_from_the_request() {
+#[tokio::test]
+async fn a_leaf_has_what_was_decided_and_nothing_from_the_request() {
     let authority = Place::new();
-    let authority = authority.open(*NOW).unwrap();
+    let authority = authority.open(*NOW).await.unwrap();
     let key = KeyPair::generate().unwrap();
     let mut asked = CertificateParams::new(vec!["operator.example".to_owned()]).unwrap();
     asked.distinguished_name.push(DnType::OrganizationName, "system:masters");
@@ -107,10 +113,10 @@ fn a_leaf_has_what_was_decided_and_nothing_from_the_request() {
     assert_ne!(leaf.raw_serial(), again.raw_serial());
 }
 
-#[test]
-fn a_leaf_lives_as_asked_within_limits() {
+#[tokio::test]
+async fn a_leaf_lives_as_asked_within_limits() {
     let place = Place::new();
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     for (asked, given) in [(0, 86_400), (1, 60), (60, 60), (3600, 3600), (86_400, 86_400), (u64::MAX, 86_400)] {
         let leaf = issue(&authority, Duration::from_secs(asked), *NOW).certificate;
         let life = leaf.not_after().duration_since(leaf.not_before()).unwrap().as_secs();
@@ -120,36 +126,36 @@ fn a_leaf_lives_as_asked_within_limits() {
     }
 }
 
-#[test]
-fn signs_only_for_its_trust_domain_and_only_requests() {
+#[tokio::test]
+async fn signs_only_for_its_trust_domain_and_only_requests() {
     let place = Place::new();
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     let stranger: Identity = "spiffe://away.example/ns/shop/sa/web".parse().unwrap();
     let csr = key::KeyPair::generate().unwrap().csr_pem(&stranger).unwrap();
     assert_eq!(authority.sign(&csr, &stranger, DAY, *NOW).unwrap_err().reason(), "trust_domain");
     assert_eq!(authority.sign("hello", &web(), DAY, *NOW).unwrap_err().reason(), "bad_request");
 }
 
-#[test]
-fn the_issuing_certificate_is_replaced_at_half_and_what_it_signed_stays_good() {
+#[tokio::test]
+async fn the_issuing_certificate_is_replaced_at_half_and_what_it_signed_stays_good() {
     let place = Place::new();
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     let issuing = |authority: &Authority, now| issue(authority, DAY, now).certificate.chain()[1].clone();
     let first = issuing(&authority, *NOW);
-    authority.refresh(*NOW + DAY * 14).unwrap();
+    authority.refresh(*NOW + DAY * 14).await.unwrap();
     assert_eq!(issuing(&authority, *NOW + DAY * 14), first);
     let just_before = *NOW + DAY * 15;
     let key = Arc::new(key::KeyPair::generate().unwrap());
     let old = authority.sign(&key.csr_pem(&web()).unwrap(), &web(), DAY, just_before).unwrap();
-    authority.refresh(*NOW + DAY * 16).unwrap();
+    authority.refresh(*NOW + DAY * 16).await.unwrap();
     assert_ne!(issuing(&authority, *NOW + DAY * 16), first);
     assert!(Issued::from_answer(&old, key, &web(), *NOW + DAY * 16 - Duration::from_secs(5)).is_ok());
 }
 
-#[test]
-fn a_leaf_never_outlives_the_issuing_certificate() {
+#[tokio::test]
+async fn a_leaf_never_outlives_the_issuing_certificate() {
     let place = Place::new();
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     let late = *NOW + DAY * 30 - Duration::from_secs(3600);
     let leaf = issue(&authority, DAY, late).certificate;
     assert!(leaf.not_after() <= *NOW + DAY * 30);
@@ -174,33 +180,33 @@ fn a_replacement_has_two_phases() {
     assert_eq!(phase(None, begins, overlap), Phase::Single);
 }
 
-#[test]
-fn a_root_is_replaced_with_overlap_and_roots_of_others_stay() {
+#[tokio::test]
+async fn a_root_is_replaced_with_overlap_and_roots_of_others_stay() {
     let (place, elsewhere) = (Place::new(), Place::new());
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     let old_root = authority.roots_pem();
     // Somebody adds the root of another mesh, by hand.
-    let foreign = elsewhere.open(*NOW).unwrap().roots_pem();
+    let foreign = elsewhere.open(*NOW).await.unwrap().roots_pem();
     place.write(ROOTS_FILE, &format!("{foreign}{old_root}"), 0o644);
-    authority.refresh(*NOW).unwrap();
+    authority.refresh(*NOW).await.unwrap();
     assert_eq!(count(&authority.roots_pem()), 2);
     let before = issue(&authority, DAY, *NOW);
 
-    authority.replace_root(*NOW).unwrap();
-    assert!(matches!(authority.replace_root(*NOW), Err(OpenError::Roots(RootsError::Replacing))));
+    authority.replace_root(*NOW).await.unwrap();
+    assert!(matches!(authority.replace_root(*NOW).await, Err(OpenError::Roots(RootsError::Replacing))));
     assert_eq!(count(&authority.roots_pem()), 3);
     assert_eq!(signer(&issue(&authority, DAY, *NOW)), signer(&before), "announced: the old one signs");
 
     let switched = *NOW + DAY * 2;
-    authority.refresh(switched).unwrap();
+    authority.refresh(switched).await.unwrap();
     let after = issue(&authority, DAY, switched);
     assert_ne!(signer(&after), signer(&before), "switched: the new one signs");
     assert_eq!(count(&authority.roots_pem()), 3);
     // Another process of the operator, or the same after a restart, sees it alike.
-    assert_eq!(signer(&issue(&place.open(switched).unwrap(), DAY, switched)), signer(&after));
+    assert_eq!(signer(&issue(&place.open(switched).await.unwrap(), DAY, switched)), signer(&after));
 
     let finished = *NOW + DAY * 4;
-    authority.refresh(finished).unwrap();
+    authority.refresh(finished).await.unwrap();
     let bundle = authority.roots_pem();
     assert_eq!(count(&bundle), 2);
     let (old, kept) = (TrustBundle::from_pem(&old_root).unwrap(), TrustBundle::from_pem(&bundle).unwrap());
@@ -210,14 +216,14 @@ fn a_root_is_replaced_with_overlap_and_roots_of_others_stay() {
     assert_eq!(signer(&issue(&authority, DAY, finished)), signer(&after));
 }
 
-#[test]
-fn a_replacement_that_was_interrupted_goes_on() {
+#[tokio::test]
+async fn a_replacement_that_was_interrupted_goes_on() {
     // Before the new root's certificate was written.
     let place = Place::new();
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     let next = KeyPair::generate().unwrap();
     place.write(NEXT_KEY_FILE, &next.serialize_pem(), 0o600);
-    authority.refresh(*NOW).unwrap();
+    authority.refresh(*NOW).await.unwrap();
     assert_eq!(count(&authority.roots_pem()), 2);
     // After the old root's certificate was removed, before the keys changed places.
     let bundle = TrustBundle::from_pem(&authority.roots_pem()).unwrap();
@@ -225,40 +231,40 @@ fn a_replacement_that_was_interrupted_goes_on() {
     let new_root =
         bundle.roots().find(|root| X509Certificate::from_der(root).unwrap().1.public_key().raw == info).unwrap();
     place.write(ROOTS_FILE, &to_pem([new_root]), 0o644);
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     assert_eq!(place.read(NEXT_KEY_FILE), None);
     assert_eq!(place.read(KEY_FILE).unwrap(), next.serialize_pem());
     issue(&authority, DAY, *NOW);
 }
 
-#[test]
-fn an_old_root_is_replaced_by_itself() {
+#[tokio::test]
+async fn an_old_root_is_replaced_by_itself() {
     let place = Place::new();
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     let root = authority.roots_pem();
-    authority.refresh(*NOW + DAY * 3200).unwrap();
+    authority.refresh(*NOW + DAY * 3200).await.unwrap();
     assert_eq!(authority.roots_pem(), root);
-    authority.refresh(*NOW + DAY * 3300).unwrap();
+    authority.refresh(*NOW + DAY * 3300).await.unwrap();
     assert_eq!(count(&authority.roots_pem()), 2);
-    authority.refresh(*NOW + DAY * 3305).unwrap();
+    authority.refresh(*NOW + DAY * 3305).await.unwrap();
     assert_eq!(count(&authority.roots_pem()), 1);
     assert_ne!(authority.roots_pem(), root);
 }
 
-#[test]
-fn an_expired_root_of_others_is_no_longer_given() {
+#[tokio::test]
+async fn an_expired_root_of_others_is_no_longer_given() {
     let (place, elsewhere) = (Place::new(), Place::new());
-    let root = place.open(*NOW).unwrap().roots_pem();
-    let foreign = elsewhere.open(*NOW - DAY * 3651).unwrap().roots_pem();
+    let root = place.open(*NOW).await.unwrap().roots_pem();
+    let foreign = elsewhere.open(*NOW - DAY * 3651).await.unwrap().roots_pem();
     place.write(ROOTS_FILE, &format!("{root}{foreign}"), 0o644);
-    assert_eq!(count(&place.open(*NOW).unwrap().roots_pem()), 1);
+    assert_eq!(count(&place.open(*NOW).await.unwrap().roots_pem()), 1);
     assert_eq!(count(&place.read(ROOTS_FILE).unwrap()), 2);
 }
 
-#[test]
-fn refuses_files_that_do_not_fit_or_are_open_to_others() {
+#[tokio::test]
+async fn refuses_files_that_do_not_fit_or_are_open_to_others() {
     let key = KeyPair::generate().unwrap().serialize_pem();
-    let root = Place::new().open(*NOW).unwrap().roots_pem();
+    let root = Place::new().open(*NOW).await.unwrap().roots_pem();
     let leaf = {
         let key = KeyPair::generate().unwrap();
         CertificateParams::new(vec!["leaf.example".to_owned()]).unwrap().self_signed(&key).unwrap().pem()
@@ -281,16 +287,152 @@ fn refuses_files_that_do_not_fit_or_are_open_to_others() {
         for (file, text, mode) in files {
             place.write(file, &text, mode);
         }
-        let Err(error) = place.open(*NOW) else { panic!("{what} is taken") };
-        assert!(error.to_string().contains(words), "{what}: {error}");
+        let Err(error) = place.open(*NOW).await else { panic!("{what} is taken") };
+        let story = chain(&error);
+        assert!(story.contains(words), "{what}: {story}");
     }
 }
 
-#[test]
-fn a_failed_refresh_leaves_it_signing() {
+#[tokio::test]
+async fn a_failed_refresh_leaves_it_signing() {
     let place = Place::new();
-    let authority = place.open(*NOW).unwrap();
+    let authority = place.open(*NOW).await.unwrap();
     place.write(ROOTS_FILE, "", 0o644);
-    assert!(authority.refresh(*NOW).is_err());
+    assert!(authority.refresh(*NOW).await.is_err());
     issue(&authority, DAY, *NOW);
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test]
+async fn a_revoked_identity_gets_certificates_that_are_not_and_the_next_process_remembers() {
+    let place = Place::new();
+    let authority = place.open(*NOW).await.unwrap();
+    let mut told = authority.told();
+    let before = issue(&authority, DAY, *NOW).certificate;
+    authority.revoke(Revoke::Identity(web()), *NOW).await.unwrap();
+    assert!(told.has_changed().unwrap());
+    let wanted = Revocation::Identity { identity: web(), before: seconds(*NOW) };
+    assert_eq!(told.borrow_and_update().revocations.first(), Some(&wanted));
+    let revocations = underpass_identity::Revocations::new();
+    revocations.set_told([wanted.clone()]);
+    assert!(revocations.check(before.chain()).is_err());
+    let soon = *NOW + Duration::from_secs(1);
+    assert!(revocations.check(issue(&authority, DAY, soon).certificate.chain()).is_ok());
+    let next = place.open(soon).await.unwrap();
+    assert_eq!(*next.told().borrow().revocations, [wanted]);
+    assert!(revocations.check(issue(&next, DAY, soon).certificate.chain()).is_ok());
+    // When no old certificate can be left.
+    next.refresh(*NOW + DAY + Duration::from_secs(61)).await.unwrap();
+    assert_eq!(next.told().borrow().revocations.len(), 0);
+}
+
+#[tokio::test]
+async fn a_revoked_issuing_certificate_signs_no_more_and_one_is_replaced_when_somebody_asks() {
+    let place = Place::new();
+    let authority = place.open(*NOW).await.unwrap();
+    let serial = |authority: &Authority| authority.status().issuing_serial;
+    let (first, leaf) = (serial(&authority), issue(&authority, DAY, *NOW).certificate);
+    authority.revoke(Revoke::Serial(first.parse().unwrap()), *NOW).await.unwrap();
+    let second = serial(&authority);
+    assert_ne!(first, second);
+    let revocations = underpass_identity::Revocations::new();
+    revocations.set_told(authority.told().borrow().revocations.iter().cloned());
+    assert!(revocations.check(leaf.chain()).is_err(), "all that it signed is revoked with it");
+    assert!(revocations.check(issue(&authority, DAY, *NOW).certificate.chain()).is_ok());
+    authority.refresh(*NOW).await.unwrap();
+    assert_eq!(serial(&authority), second);
+    authority.replace_issuing(*NOW).await.unwrap();
+    assert_ne!(serial(&authority), second);
+}
+
+#[tokio::test]
+async fn short_lives_have_short_phases() {
+    let place = Place::new();
+    let ttl = Duration::from_secs(8);
+    let options = AuthorityOptions { most_ttl: ttl, overlap: ttl, ..AuthorityOptions::new(TrustDomain::default()) };
+    let authority = place.open_with(options, *NOW).await.unwrap();
+    let leaf = issue(&authority, Duration::ZERO, *NOW).certificate;
+    assert!(leaf.not_after() <= *NOW + ttl);
+    authority.replace_root(*NOW).await.unwrap();
+    for (after, phase, roots) in [(7, "announced", 2), (8, "switched", 2), (15, "switched", 2), (16, "single", 1)] {
+        authority.refresh(*NOW + Duration::from_secs(after)).await.unwrap();
+        let status = authority.status();
+        assert_eq!((status.phase, status.roots.len()), (phase, roots), "after {after} s");
+    }
+}
+
+/// A certificate of an authority below another one, as cert-manager would leave it in a Secret.
+struct Given {
+    root: CertifiedIssuer<'static, KeyPair>,
+    place: Place,
+}
+
+impl Given {
+    fn new() -> Self {
+        let given = Self {
+            root: CertifiedIssuer::self_signed(ca("company root", None), KeyPair::generate().unwrap()).unwrap(),
+            place: Place::new(),
+        };
+        given.issue("intermediate", None);
+        given.place.write("ca.crt", &given.root.pem(), 0o644);
+        given
+    }
+
+    fn issue(&self, name: &str, path_length: Option<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = ca(name, path_length).signed_by(&key, &self.root).unwrap();
+        self.place.write("tls.crt", &certificate.pem(), 0o644);
+        self.place.write("tls.key", &key.serialize_pem(), 0o644);
+    }
+
+    fn options(&self) -> AuthorityOptions {
+        let given = Some(self.place.0.path().to_owned());
+        AuthorityOptions { given, ..AuthorityOptions::new(TrustDomain::default()) }
+    }
+}
+
+fn ca(name: &str, path_length: Option<u8>) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(path_length.map_or(BasicConstraints::Unconstrained, BasicConstraints::Constrained));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_validity(&mut params, *NOW - BACKDATED, *NOW + DAY * 90);
+    params
+}
+
+#[tokio::test]
+async fn signs_below_a_given_authority_and_follows_when_it_is_replaced() {
+    let (place, given) = (Place::new(), Given::new());
+    let authority = place.open_with(given.options(), *NOW).await.unwrap();
+    let issued = issue(&authority, DAY, *NOW);
+    assert_eq!(issued.certificate.chain().len(), 3, "leaf, issuing, given");
+    assert_eq!(issued.roots, TrustBundle::from_pem(&given.root.pem()).unwrap());
+    assert_eq!(signer(&issued), "CN=intermediate");
+    assert_eq!(place.read(KEY_FILE), None, "no root of our own is made");
+    given.issue("next intermediate", None);
+    authority.refresh(*NOW).await.unwrap();
+    assert_eq!(signer(&issue(&authority, DAY, *NOW)), "CN=next intermediate");
+    let refused = authority.replace_root(*NOW).await.unwrap_err();
+    assert!(matches!(refused, OpenError::Roots(RootsError::Given)), "{refused}");
+    authority.revoke(Revoke::Identity(web()), *NOW).await.unwrap();
+    assert_eq!(authority.told().borrow().revocations.len(), 1);
+}
+
+#[tokio::test]
+async fn a_given_authority_that_cannot_sign_is_refused_by_name() {
+    let open =
+        async |given: &Given| Place::new().open_with(given.options(), *NOW).await.map(drop).unwrap_err().to_string();
+    let given = Given::new();
+    given.issue("last", Some(0));
+    assert!(open(&given).await.contains("tls.crt: may sign no issuing certificate"));
+    let given = Given::new();
+    given.place.write("tls.key", &KeyPair::generate().unwrap().serialize_pem(), 0o600);
+    assert!(open(&given).await.contains("tls.crt: holds no certificate for the key"));
+    let given = Given::new();
+    fs::remove_file(given.place.0.path().join("ca.crt")).unwrap();
+    assert!(open(&given).await.contains("ca.crt"));
 }

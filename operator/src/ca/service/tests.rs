@@ -22,7 +22,7 @@ use underpass_runtime::{
 };
 
 use super::*;
-use crate::ca::{AuthorityOptions, Limits, NotAttested, Serving, Unauthenticated, accept, admit, bearer};
+use crate::ca::{AuthorityOptions, FileState, Limits, NotAttested, Serving, Unauthenticated, accept, admit, bearer};
 
 const NAME: &str = "underpass-operator.underpass-system.svc";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +38,11 @@ fn authenticate(metadata: &MetadataMap) -> Result<NodeName, Unauthenticated> {
         "token-a" => Ok(NodeName::new("a").unwrap()),
         _ => Err(Unauthenticated::UnknownToken),
     }
+}
+
+async fn open(state: &Path) -> Authority {
+    let store = Arc::new(FileState::open(state).unwrap());
+    Authority::open(store, AuthorityOptions::new(TrustDomain::default()), SystemTime::now()).await.unwrap()
 }
 
 /// Node `a` has the token `token-a` and runs `web` and `api`.
@@ -60,8 +65,7 @@ struct Bench {
 impl Bench {
     async fn new() -> Self {
         let place = tempfile::tempdir().unwrap();
-        let options = AuthorityOptions::new(place.path().join("state"), TrustDomain::default());
-        let authority = Authority::open(options, SystemTime::now()).unwrap();
+        let authority = open(&place.path().join("state")).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::new();
@@ -133,8 +137,7 @@ async fn a_client_that_wants_another_name_or_root_does_not_connect() {
     assert!(bench.control(NAME).channel().await.is_ok());
     assert!(bench.control("other.example").channel().await.is_err());
     let other = tempfile::tempdir().unwrap();
-    let options = AuthorityOptions::new(other.path().to_owned(), TrustDomain::default());
-    let roots = Authority::open(options, SystemTime::now()).unwrap().roots_pem();
+    let roots = open(other.path()).await.roots_pem();
     std::fs::write(bench.place.path().join("state/root.pem"), roots).unwrap();
     assert!(bench.control(NAME).channel().await.is_err());
 }
@@ -195,7 +198,7 @@ async fn a_connection_without_a_token_is_ended_and_one_with_a_token_lasts() {
 async fn a_serving_certificate_follows_the_root() {
     let bench = Bench::new().await;
     let now = SystemTime::now();
-    bench.authority.replace_root(now - Duration::from_secs(2 * 86_400)).unwrap();
+    bench.authority.replace_root(now - Duration::from_secs(2 * 86_400)).await.unwrap();
     // A client that trusts only the new root connects as soon as that one signs.
     let bundle = bench.authority.roots_pem();
     let new_root = bundle.split_inclusive("-----END CERTIFICATE-----").nth(1).unwrap().to_owned();
@@ -208,7 +211,7 @@ async fn a_serving_certificate_follows_the_root() {
         token_file: bench.place.path().join("token"),
     });
     assert!(control.channel().await.is_err());
-    bench.authority.refresh(now).unwrap();
+    bench.authority.refresh(now).await.unwrap();
     assert!(control.channel().await.is_ok());
 }
 
@@ -267,8 +270,7 @@ async fn each_refusal_has_its_code_and_says_no_more_than_it_should() {
 #[tokio::test]
 async fn a_negative_duration_asks_for_the_longest() {
     let place = tempfile::tempdir().unwrap();
-    let options = AuthorityOptions::new(place.path().to_owned(), TrustDomain::default());
-    let service = service(Authority::open(options, SystemTime::now()).unwrap());
+    let service = service(open(place.path()).await);
     let key = Arc::new(KeyPair::generate().unwrap());
     let name = Value { kind: Some(Kind::StringValue(identity("web").to_string())) };
     let mut request = Request::new(IstioCertificateRequest {
