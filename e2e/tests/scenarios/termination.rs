@@ -19,8 +19,9 @@ spec:
 /// How many tunnels of peers a pod has.
 fn tunnels(lab: &Lab, pod: &Pod) -> u64 {
     let dump: Value = serde_json::from_str(&lab.proxy_admin(&pod.node, "/config_dump").unwrap()).unwrap();
-    let pods = dump["pods"].as_array().unwrap();
-    pods.iter().find(|one| one["uid"] == pod.uid.as_str()).unwrap()["tunnels"].as_u64().unwrap()
+    let pods = dump.get("pods").and_then(Value::as_array).unwrap();
+    let this = pods.iter().find(|one| one.get("uid").is_some_and(|uid| uid == pod.uid.as_str())).unwrap();
+    this.get("tunnels").and_then(Value::as_u64).unwrap()
 }
 
 #[test]

@@ -11,13 +11,14 @@ use underpass_e2e::{
 use underpass_lab::{Former, Lab, PodSpec, until};
 
 fn number(page: &Value, key: &str) -> u64 {
-    page[key].as_u64().unwrap()
+    page.get(key).and_then(Value::as_u64).unwrap()
 }
 
 /// What a run says that has a successor: how many connections it has left.
 fn stands_back(lab: &Lab, former: &Former) -> u64 {
     let page = lab.generation_of(former).unwrap();
-    assert!(page["accepting"] == false && page["successor"].is_string(), "{page}");
+    assert_eq!(page.get("accepting"), Some(&Value::Bool(false)), "{page}");
+    assert!(page.get("successor").is_some_and(Value::is_string), "{page}");
     number(&page, "connections")
 }
 
@@ -112,5 +113,10 @@ fn pods_that_come_and_go_during_an_upgrade_are_served() {
 
 fn former_pods(lab: &Lab, former: &Former) -> Vec<String> {
     let dump: Value = serde_json::from_str(&lab.former_admin(former, "/config_dump").unwrap()).unwrap();
-    dump["pods"].as_array().unwrap().iter().map(|pod| pod["name"].as_str().unwrap().to_owned()).collect()
+    dump.get("pods")
+        .and_then(Value::as_array)
+        .unwrap()
+        .iter()
+        .map(|pod| pod.get("name").and_then(Value::as_str).unwrap().to_owned())
+        .collect()
 }

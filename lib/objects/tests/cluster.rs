@@ -1,11 +1,6 @@
 //! Objects from an API server, through whatever happens to it.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "helpers of tests are tests, which clippy does not see"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests, which clippy does not see")]
 
 use std::time::Duration;
 

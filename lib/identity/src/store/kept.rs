@@ -134,14 +134,13 @@ impl KeptFile {
         let content = Content { certificates: held.map(Kept::of).collect() };
         let text =
             serde_json::to_vec(&content).map_err(|source| KeptError::Content { path: self.0.clone(), source })?;
-        let temporary = self.0.with_extension(format!("{}.new", std::process::id()));
+        // During an upgrade two generations write, each as process 1 of a container of its own: only chance tells them apart.
+        let temporary = self.0.with_extension(format!("{:016x}.new", fastrand::u64(..)));
         let failed = |source| KeptError::Io { what: "write", path: temporary.clone(), source };
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
-        file.write_all(&text).and_then(|()| fs::rename(&temporary, &self.0)).map_err(failed)
+        let written = file.write_all(&text).and_then(|()| fs::rename(&temporary, &self.0));
+        // Keys are not left behind under a name that nobody would look for.
+        written.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(failed)
     }
 }
 
