@@ -2,8 +2,10 @@
 //!
 //! Scenarios that only call use one lab together, [`world`]; those that break something make their own, [`alone`].
 
+pub mod churn;
 pub mod crowd;
 pub mod envoy;
+pub mod neighbours;
 
 use std::{
     net::{IpAddr, SocketAddr},

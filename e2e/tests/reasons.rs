@@ -19,7 +19,7 @@ struct Section {
     labels: &'static [(&'static str, &'static str)],
 }
 
-const SECTIONS: [Section; 10] = [
+const SECTIONS: [Section; 11] = [
     Section {
         title: "Connections: refused by decision",
         about: "Somebody may not. The access line names the policy, if it was one, and both identities.",
@@ -50,6 +50,24 @@ const SECTIONS: [Section; 10] = [
             ("pod_ends", "the pod was deleted or ends"),
             ("revoked", "the connection was allowed, and a change of policy forbids it now"),
             ("view_pending", "no complete answer of the operator within 5 s"),
+        ],
+    },
+    Section {
+        title: "Connections: no room",
+        about: "The pod, or the node, has as much as it may have. Whoever comes waits at first and is reset, or answered 503 \
+                in a tunnel, after a while.",
+        files: &["nodeproxy/src/budget.rs"],
+        labels: &[
+            ("budget_connections", "the pod has as many connections as it may have"),
+            ("budget_descriptors", "the node proxy has as many descriptors open for the pod as it may"),
+            (
+                "budget_handshakes",
+                "as many peers shake hands with the pod as may at once; they wait and are not refused",
+            ),
+            (
+                "budget_node",
+                "the node proxy's descriptors are scarce, and the pod has more than what every pod is sure of",
+            ),
         ],
     },
     Section {

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use underpass_hbone::Meter;
+use underpass_hbone::{Held, Meter};
 use underpass_model::{Identity, Service, Workload};
 use underpass_policy::{Origin, Permit, Refusal};
 use underpass_runtime::metrics::catalogue;
@@ -103,13 +103,13 @@ impl Direction {
 }
 
 impl Record {
-    /// Opens a record.
-    pub(crate) fn open(books: &Rc<Books>, direction: Direction, client: SocketAddr) -> Self {
+    /// Opens a record of a connection from there; bytes that are under way count there.
+    pub(crate) fn open(books: &Rc<Books>, direction: Direction, (client, held): (SocketAddr, &Arc<Held>)) -> Self {
         let source = Party { addr: Some(client), ..Party::default() };
         let story = Story { source, ..Story::default() };
         Self {
             books: Rc::clone(books),
-            live: books.enter(direction, client),
+            live: books.enter(direction, client, held),
             story,
             said: Said::default(),
             closed: false,
@@ -155,9 +155,10 @@ impl Record {
         self.closed = true;
         self.books.leave(&self.live);
         if let Some(refusal) = failed.and_then(|failed| failed.refusal) {
-            self.said = Said::refused(refusal);
+            self.said = Said::refused(refusal, self.books.ledger());
         }
-        self.said.count_dry_run(self.story.source.identity.as_ref(), self.story.destination.identity.as_ref());
+        let identities = (self.story.source.identity.as_ref(), self.story.destination.identity.as_ref());
+        self.said.count_dry_run(identities, self.books.ledger());
         let established = self.books.establish(&self.live, &self.story);
         self.live.flush();
         established.series.close(failed.map_or(ResponseFlag::None, |failed| failed.flag));

@@ -29,6 +29,7 @@ use underpass_runtime::{
 use crate::{
     account::{Accounts, Publisher},
     balance::Place,
+    budget,
     capture::Watched,
     config::Config,
     debug::{self, Shown},
@@ -42,7 +43,7 @@ use crate::{
 };
 
 /// Runs until asked to stop, then drains.
-pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> anyhow::Result<()> {
     let exposition = metrics::install().context("install the metrics recorder")?;
     let shutdown = Shutdown::on_signals().context("handle signals")?;
     let readiness = Readiness::default();
@@ -66,12 +67,7 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
 
     let watched = Watched::new(config.workers()).context("make the workers' epoll sets")?;
     let (probes, questions) = Probes::new();
-    let household = Household {
-        trust_domain: config.trust_domain.clone(),
-        cluster: config.cluster.clone(),
-        certificates: certificates.clone(),
-    };
-    let pods = Arc::new(Pods::new(household, watched.clone()));
+    let pods = Arc::new(Pods::new(household(&config, &certificates, descriptors), watched.clone()));
     let accounts = Accounts::new(config.metrics_label_sets);
     let shared = Shared {
         mesh: mesh.clone(),
@@ -80,6 +76,7 @@ pub(crate) async fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
         accounts: accounts.clone(),
         place: place(&config),
         mesh_ranges: config.mesh_ranges.as_slice().into(),
+        tunnel_idle: config.tunnel_idle,
     };
     let (workers, threads) = worker::start(config.workers(), &watched, &shared, &stop).context("start the workers")?;
     let enrolment = Enrolment {
@@ -135,6 +132,8 @@ fn collect(exposition: &Exposition, (accounts, pods, mesh, generation): (&Accoun
     catalogue::ISTIO_BUILD.with(["nodeproxy", env!("CARGO_PKG_VERSION")]).set(1.0);
     let mut publisher = Publisher::new(accounts.ledger.clone(), mesh.clone());
     exposition.add(move |page| publisher.write(page));
+    let budgeted = Arc::clone(pods);
+    exposition.add(move |page| budget::write(&budgeted, page));
     let (accounts, pods, mesh, generation) = (accounts.clone(), Arc::clone(pods), mesh.clone(), generation.clone());
     let changed = Arc::new(Mutex::new(Instant::now()));
     tasks::spawn("view age", note_changes(mesh.subscribe(), Arc::clone(&changed)));
@@ -171,6 +170,15 @@ fn discovery(config: &Config) -> ClientOptions {
         metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         on_demand: config.on_demand,
         kept: config.view_file.clone().map(KeptView::new),
+    }
+}
+
+fn household(config: &Config, certificates: &CertificateStore, descriptors: u64) -> Household {
+    Household {
+        trust_domain: config.trust_domain.clone(),
+        cluster: config.cluster.clone(),
+        certificates: certificates.clone(),
+        node: Arc::new(budget::Node::new(descriptors)),
     }
 }
 

@@ -15,7 +15,10 @@ pub(crate) use listener::{Door, Listeners};
 pub(crate) use original_dst::{CaptureError, canonical};
 pub(crate) use watch::{Knock, Watch, Watched};
 
-use crate::pods::Pod;
+use crate::{
+    budget::{Over, Share},
+    pods::Pod,
+};
 
 use original_dst::original_dst;
 
@@ -32,9 +35,9 @@ pub(crate) struct Captured {
 }
 
 impl Captured {
-    /// What the client wanted before it was redirected to us.
-    pub(crate) fn of(knock: Knock) -> Result<Self, CaptureError> {
+    /// What the client wanted before it was redirected to us, and whether there is room for it.
+    pub(crate) fn of(knock: Knock) -> Result<(Self, Result<Share, Over>), CaptureError> {
         let original_dst = original_dst(&knock.stream)?;
-        Ok(Self { stream: knock.stream, client: knock.client, original_dst, pod: knock.pod })
+        Ok((Self { stream: knock.stream, client: knock.client, original_dst, pod: knock.pod }, knock.share))
     }
 }

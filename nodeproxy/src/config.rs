@@ -68,6 +68,9 @@ pub(crate) struct Config {
     #[arg(long, env = "UNDERPASS_METRICS_LABEL_SETS", default_value = "10000", value_name = "COUNT")]
     pub(crate) metrics_label_sets: usize,
 
+    /// How long a tunnel without connections is kept for the next one, in seconds
+    #[arg(long, env = "UNDERPASS_TUNNEL_IDLE_SECONDS", default_value = "300", value_parser = seconds, value_name = "SECONDS")]
+    pub(crate) tunnel_idle: Duration,
     /// How long connections may go on after a wish to stop, in seconds
     #[arg(long, env = "UNDERPASS_DRAIN_SECONDS", default_value = "25", value_parser = seconds, value_name = "SECONDS")]
     pub(crate) drain: Duration,

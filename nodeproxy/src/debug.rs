@@ -1,6 +1,7 @@
 //! What the administration interface shows and does. It listens on loopback.
 
 mod connections;
+mod cpu;
 mod dump;
 mod heap;
 
@@ -10,7 +11,7 @@ use http::{Method, StatusCode};
 use underpass_discovery::Mesh;
 use underpass_identity::store::CertificateStore;
 use underpass_runtime::{
-    Shutdown,
+    Chain, Shutdown,
     admin::{Answer, Pages, json, text},
     telemetry::LogControl,
 };
@@ -49,6 +50,12 @@ pub(crate) fn pages(config: &Config, log: LogControl, shown: &Shown) -> Pages {
         let page = generation_page(&generation, &pods);
         async move { json(format!("{page:#}\n")) }
     };
+    let cpu = |request: http::Request<()>| async move {
+        match cpu::page(&query(&request)).await {
+            Ok(folded) => text(StatusCode::OK, folded),
+            Err(error) => text(error.status(), format!("{}\n", Chain(&error))),
+        }
+    };
     let heap = |_| aside(|| text(StatusCode::OK, heap::page()));
     let stop = shown.shutdown.clone();
     let quit = move |_| {
@@ -67,6 +74,7 @@ pub(crate) fn pages(config: &Config, log: LogControl, shown: &Shown) -> Pages {
         .page(Method::GET, "/config_dump", dump)
         .page(Method::GET, "/connections", connections)
         .page(Method::GET, "/debug/pprof/heap", heap)
+        .page(Method::GET, "/debug/pprof/profile", cpu)
         .page(Method::GET, "/generation", generation)
         .page(Method::POST, "/logging", logging)
         .page(Method::POST, "/quitquitquit", quit)

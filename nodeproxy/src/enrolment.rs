@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, time::Instant};
 use underpass_discovery::Mesh;
 use underpass_enrolment::{
     message::Message,
-    node::{self, ListeningSocket, ToAgent, ToProxy},
+    node::{self, ListeningSocket, PodLimits, ToAgent, ToProxy},
     seqpacket::{ConnectError, Connection, RecvError, SendError},
     zds,
 };
@@ -76,6 +76,8 @@ struct Session<'a> {
     node: Option<Arc<Connection>>,
     outbox: mpsc::Sender<ToAgent>,
     kept: HashMap<PodUid, Listeners>,
+    /// What pods ask to be held to, also those that are not here yet.
+    limits: HashMap<PodUid, PodLimits>,
     /// Pods named so far; `None` once the snapshot is complete.
     named: Option<HashSet<PodUid>>,
     ready: &'a mut Option<Pending>,
@@ -150,6 +152,7 @@ impl Enrolment {
             node: node.clone(),
             outbox,
             kept,
+            limits: HashMap::new(),
             named: Some(HashSet::new()),
             ready,
             told: HashSet::new(),
@@ -208,7 +211,8 @@ impl Enrolment {
                 ToProxy::Hello { version } => return Err(SessionError::NodeVersion(version)),
                 ToProxy::Listeners(listeners) => keep(&mut kept, listeners),
                 ToProxy::ListenersSent => break,
-                ToProxy::ProbeAnswer { .. }
+                ToProxy::Limits { .. }
+                | ToProxy::ProbeAnswer { .. }
                 | ToProxy::Release { .. }
                 | ToProxy::Successor(_)
                 | ToProxy::Terminating { .. } => {

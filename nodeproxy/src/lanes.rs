@@ -20,6 +20,7 @@ use underpass_policy::{Denial, Refusal};
 use crate::{
     account::Failed,
     authorize::AdmitError,
+    budget::Over,
     capture::{CaptureError, Door, Knock},
     connections::{Ended, Lease},
     resolve::{ResolveError, inbound::ResolveInboundError},
@@ -36,6 +37,9 @@ pub(crate) enum Failure {
     /// Not allowed.
     #[error("denied")]
     Authorize(#[from] Denial),
+    /// No room for it.
+    #[error("budget")]
+    Budget(#[from] Over),
     /// The peer gave up before it was answered.
     #[error("the peer gave up")]
     Cancelled,
@@ -88,6 +92,7 @@ impl Failure {
             Self::Answer(error) => error.reason(),
             Self::Ask(error) => error.reason(),
             Self::Authorize(error) => error.reason(),
+            Self::Budget(over) => over.reason(),
             Self::Cancelled => "peer_gave_up",
             Self::Capture(error) => error.reason(),
             Self::Certificate(error) => error.reason(),
@@ -115,6 +120,7 @@ impl Failure {
             Self::Accept(_)
             | Self::Answer(_)
             | Self::Ask(_)
+            | Self::Budget(_)
             | Self::Cancelled
             | Self::Capture(_)
             | Self::Certificate(_)

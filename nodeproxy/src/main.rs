@@ -4,6 +4,7 @@ mod account;
 mod app;
 mod authorize;
 mod balance;
+mod budget;
 mod capture;
 mod config;
 mod connections;
@@ -34,9 +35,18 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(if error.use_stderr() { 64 } else { 0 });
     });
     let log = underpass_runtime::telemetry::init(&config.log)?;
-    underpass_runtime::limits::raise_descriptors();
+    let descriptors = underpass_runtime::limits::raise_descriptors();
+    return_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(app::run(config, log));
+    let outcome = runtime.block_on(app::run(config, log, descriptors));
     underpass_runtime::telemetry::flush();
     outcome
+}
+
+/// Has a thread of the allocator's own return what idle threads have freed: each by itself would only do so when it
+/// allocates the next time.
+fn return_memory() {
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "memory goes back to the system late");
+    }
 }

@@ -11,12 +11,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use underpass_enrolment::{netns, zds::WorkloadInfo};
+use underpass_enrolment::{netns, node::PodLimits, zds::WorkloadInfo};
 use underpass_identity::store::{CertificateStore, Want};
 use underpass_model::{Identity, IdentityError, PodUid, TrustDomain, WorkloadUid};
 
 use crate::{
     authorize::Gate,
+    budget::{Budget, Node},
     capture::{Door, Listeners, Watched},
     connections::Connections,
 };
@@ -39,6 +40,8 @@ pub(crate) struct Pod {
     pub(crate) listeners: Listeners,
     /// Its live connections.
     pub(crate) connections: Connections,
+    /// What it may take.
+    pub(crate) budget: Arc<Budget>,
     /// Whether connections are taken at its doors.
     open: AtomicBool,
     netns: OwnedFd,
@@ -54,6 +57,8 @@ pub(crate) struct Household {
     pub(crate) cluster: String,
     /// Their certificates.
     pub(crate) certificates: CertificateStore,
+    /// What there is for all of them.
+    pub(crate) node: Arc<Node>,
 }
 
 /// The table.
@@ -71,6 +76,8 @@ pub(crate) struct NewPod {
     pub(crate) uid: PodUid,
     pub(crate) info: WorkloadInfo,
     pub(crate) netns: OwnedFd,
+    /// What it asks to be held to.
+    pub(crate) limits: PodLimits,
     /// Sockets that an earlier proxy made.
     pub(crate) listeners: Option<Listeners>,
 }
@@ -136,6 +143,7 @@ impl Pods {
             name: info.name.as_str().into(),
             listeners,
             connections: Connections::new(),
+            budget: Arc::new(Budget::new(Arc::clone(&self.household.node), &new.limits)),
             open: AtomicBool::new(false),
             netns: new.netns,
             _want: self.household.certificates.want(&identity),
@@ -226,6 +234,7 @@ impl Pods {
     fn change(&self, change: impl FnOnce(&mut HashMap<PodUid, Arc<Pod>>)) {
         let mut pods = HashMap::clone(&self.by_uid.load());
         change(&mut pods);
+        self.household.node.share_among(pods.len());
         self.by_uid.store(Arc::new(pods));
     }
 }

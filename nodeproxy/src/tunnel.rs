@@ -10,6 +10,7 @@ use underpass_identity::store::StoreError;
 use underpass_model::Identity;
 
 use crate::{
+    budget::{Amount, Counted},
     capture::socket::{self, SourceAddress},
     connections::Lease,
     identify::Caller,
@@ -116,7 +117,11 @@ impl Dialler<'_> {
                 traceparent: TraceParent::new(fastrand::u128(1..), fastrand::u64(1..)),
             },
         };
-        let dial = || socket::connect(self.pod.netns(), hop.to, SourceAddress::Pod);
+        let dial = async || {
+            let connected = socket::connect(self.pod.netns(), hop.to, SourceAddress::Pod).await?;
+            // It outlives the connection that it is made for, which has paid for a way onwards.
+            Ok(Counted::new(connected, self.pod.budget.owe(Amount::TUNNEL)))
+        };
         let opened = self.worker.pool.open(&key, &request, &credentials.client, dial).await;
         let tunnel = opened.map_err(|error| DialError::Tunnel(hop.to, error))?;
         Ok(Upstream::Tunnel(Box::new(tunnel.stream), tunnel.peer))

@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(crate) place: Place,
     /// The ranges of the mesh, where that matters.
     pub(crate) mesh_ranges: Arc<[IpNet]>,
+    /// How long a tunnel is kept without a connection in it.
+    pub(crate) tunnel_idle: Duration,
 }
 
 /// What the lanes of one worker work with.
@@ -124,7 +126,7 @@ async fn run(
     let mut views = shared.mesh.subscribe();
     let books = Rc::new(shared.accounts.books());
     let revocations = shared.certificates.revocations().clone();
-    let pool = Pool::new(PoolOptions { revocations, ..PoolOptions::default() });
+    let pool = Pool::new(PoolOptions { revocations, idle: shared.tunnel_idle, ..PoolOptions::default() });
     let worker = Rc::new(Worker { shared, pool, loads: Loads::default(), books });
     let mut counting = tokio::time::interval(COUNTING);
     counting.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::Pod;
-use underpass_enrolment::{plugin::EnrolledNamespaces, zds::WorkloadInfo};
+use underpass_enrolment::{node::PodLimits, plugin::EnrolledNamespaces, zds::WorkloadInfo};
 use underpass_model::PodUid;
 use underpass_objects::{
     Enrolment, Objects,
@@ -11,7 +11,10 @@ use underpass_objects::{
     pod,
 };
 
-use crate::exclusions::{ExclusionError, Exclusions};
+use crate::{
+    exclusions::{ExclusionError, Exclusions},
+    limits::{self, LimitError},
+};
 
 /// One pod of this node, as its object says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct PodFacts {
     pub terminating: bool,
     /// What its annotations leave out of capture.
     pub exclusions: Result<Exclusions, ExclusionError>,
+    /// What they hold it to in the node proxy, and which of them cannot be read.
+    pub limits: (PodLimits, Vec<LimitError>),
 }
 
 /// The pods of a node that could ever be enrolled.
@@ -57,6 +62,7 @@ fn of_pod(objects: &Objects, object: &Pod) -> PodFacts {
         terminating: pod::is_terminating(object),
         addresses: pod::addresses(object),
         exclusions: Exclusions::from_annotations(annotations),
+        limits: limits::from_annotations(annotations),
         info: WorkloadInfo {
             name: name.name,
             namespace: name.namespace,

@@ -8,6 +8,7 @@ pub mod config;
 pub mod exclusions;
 pub mod facts;
 pub mod find;
+pub mod limits;
 pub mod memory;
 pub mod older;
 pub mod plugin_server;

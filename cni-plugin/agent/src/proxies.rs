@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 use underpass_enrolment::{
-    node::{ListeningSocket, ReleaseReason, ToProxy},
+    node::{ListeningSocket, PodLimits, ReleaseReason, ToProxy},
     plugin::{Link, PluginFailure},
     zds::WorkloadInfo,
 };
@@ -80,6 +80,7 @@ enum Ask {
 #[derive(Debug)]
 struct Served {
     info: WorkloadInfo,
+    limits: PodLimits,
     netns: Option<Arc<Netns>>,
     listeners: Vec<(u16, OwnedFd)>,
     accepted: Option<(SessionId, Result<(), String>)>,
@@ -118,6 +119,18 @@ impl Proxies {
         state.ask_newest(uid);
         drop(state);
         self.notify();
+    }
+
+    /// Tells every proxy what a pod that is served asks to be held to, also those that connect later.
+    pub fn limit(&self, uid: &PodUid, limits: &PodLimits) {
+        let mut state = self.lock();
+        let State { served, node, .. } = &mut *state;
+        let Some(served) = served.get_mut(uid).filter(|served| served.limits != *limits) else { return };
+        served.limits.clone_from(limits);
+        node.retain(|node| {
+            // One whose messages cannot be queued is ended: it hears when it connects again.
+            node.tell.try_send(ToProxy::Limits { pod: uid.clone(), limits: limits.clone() }).is_ok()
+        });
     }
 
     /// What keeps a pod from being served by a connected proxy with a certificate; nothing if that is what it has.
@@ -359,6 +372,7 @@ impl Served {
     fn new(info: WorkloadInfo, netns: Option<Arc<Netns>>) -> Self {
         Self {
             info,
+            limits: PodLimits::default(),
             netns,
             listeners: Vec::new(),
             accepted: None,
@@ -425,6 +439,24 @@ mod tests {
         assert!(timeout(absence * 10, &mut drained).await.is_err());
         say(0);
         assert!(timeout(absence, &mut drained).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn every_proxy_hears_once_of_a_pods_limits() {
+        let (proxies, pod) = (Proxies::default(), PodUid::new("a"));
+        let (tell, mut outbox) = mpsc::channel(8);
+        proxies.open_node(Greeting::default(), tell);
+        let some = PodLimits { connections: Some(1), ..PodLimits::default() };
+        proxies.limit(&pod, &some);
+        proxies.serve_pod(&pod, info(), None);
+        for limits in [&some, &some, &PodLimits::default()] {
+            proxies.limit(&pod, limits);
+        }
+        let mut heard = Vec::new();
+        while let Ok(ToProxy::Limits { limits, .. }) = outbox.try_recv() {
+            heard.push(limits);
+        }
+        assert_eq!(heard, [some, PodLimits::default()]);
     }
 
     #[test]

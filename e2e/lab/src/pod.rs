@@ -206,6 +206,14 @@ impl Lab {
         self.pod(name)
     }
 
+    /// Takes a pod's network namespace away without a word to anybody, as a sandbox that crashes does.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn vanish(&self, pod: &Pod) -> Result<()> {
+        netns::remove(&self.paths().namespace(&pod.place()))
+    }
+
     /// Marks a pod as being deleted: the beginning of its grace, in which its programs run on.
     ///
     /// # Errors

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests, which clippy does not see")]
 
 mod agent_away;
+mod broken_pods;
 mod captured;
+mod churn;
 mod closed_ports;
 mod dashboard;
 mod debugging_pages;
@@ -13,6 +15,7 @@ mod exclusions;
 mod forged;
 mod ipv6;
 mod many;
+mod neighbours;
 mod on_demand;
 mod operator_away;
 mod other_authority;

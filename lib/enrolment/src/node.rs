@@ -5,7 +5,7 @@
 //! agent  Hello, Listeners ..., ListenersSent
 //! proxy  Listeners of the pods that the agent did not name
 //! then   proxy  Listeners, Ready, Serving, Live, Released, Probe
-//!        agent  Listeners, Release, Terminating, Successor, ProbeAnswer
+//!        agent  Listeners, Release, Terminating, Successor, ProbeAnswer, Limits
 //! ```
 //! Messages that only a newer version knows are ignored, so both sides speak the lower of their versions and either may
 //! be upgraded first. Deadlines are the callers'.
@@ -111,6 +111,26 @@ pub enum ToProxy {
         /// Which pod.
         pod: PodUid,
     },
+    /// What a pod asks to be held to; before the pod itself, or when it changes.
+    Limits {
+        /// Which pod.
+        pod: PodUid,
+        /// To what.
+        limits: PodLimits,
+    },
+}
+
+/// What a pod asks to be held to; what is absent goes without saying.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodLimits {
+    /// Connections at once.
+    pub connections: Option<u64>,
+    /// Descriptors of the node proxy.
+    pub descriptors: Option<u64>,
+    /// Handshakes of peers under way.
+    pub handshakes: Option<u64>,
+    /// Bytes under way in the node proxy, above which it reads in small pieces.
+    pub buffered_bytes: Option<u64>,
 }
 
 /// The sockets that take a pod's captured connections.
@@ -165,6 +185,7 @@ const RELEASE: &str = "node release";
 const PROBE_ANSWER: &str = "node probe_answer";
 const SUCCESSOR: &str = "node successor";
 const TERMINATING: &str = "node terminating";
+const LIMITS: &str = "node limits";
 
 impl Message for ToAgent {
     const NAME: &'static str = "node message to the agent";
@@ -269,6 +290,13 @@ impl Message for ToProxy {
                 Payload::Successor(wire::Successor { generation: generation.clone().unwrap_or_default() })
             }
             Self::Terminating { pod } => Payload::Terminating(wire::Terminating { pod_uid: pod.to_string() }),
+            Self::Limits { pod, limits } => Payload::Limits(wire::Limits {
+                pod_uid: pod.to_string(),
+                connections: limits.connections,
+                descriptors: limits.descriptors,
+                handshakes: limits.handshakes,
+                buffered_bytes: limits.buffered_bytes,
+            }),
         };
         packet::<Self>(&wire::ToProxy { payload: Some(payload) }, descriptors)
     }
@@ -284,6 +312,7 @@ impl Message for ToProxy {
             Payload::ProbeAnswer(_) => (PROBE_ANSWER, 0),
             Payload::Successor(_) => (SUCCESSOR, 0),
             Payload::Terminating(_) => (TERMINATING, 0),
+            Payload::Limits(_) => (LIMITS, 0),
         };
         count_descriptors(message, expected, &descriptors)?;
         Ok(Some(match payload {
@@ -301,6 +330,11 @@ impl Message for ToProxy {
             }
             Payload::Terminating(wire::Terminating { pod_uid: uid }) => {
                 Self::Terminating { pod: pod_uid(TERMINATING, uid)? }
+            }
+            Payload::Limits(asked) => {
+                let wire::Limits { pod_uid: uid, connections, descriptors, handshakes, buffered_bytes } = asked;
+                let limits = PodLimits { connections, descriptors, handshakes, buffered_bytes };
+                Self::Limits { pod: pod_uid(LIMITS, uid)?, limits }
             }
         }))
     }

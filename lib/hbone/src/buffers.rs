@@ -15,6 +15,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_util::task::AtomicWaker;
 
+use crate::held::Held;
+
 /// The smallest read.
 pub(crate) const SMALLEST: usize = 1024;
 /// The largest read. More gained nothing: the kernel's queue is seldom longer.
@@ -74,9 +76,15 @@ pub(crate) struct Outstanding {
     /// Pieces, and not bytes: it is those that cost when they are small, and windows bound the bytes.
     pieces: AtomicUsize,
     waiting: AtomicWaker,
+    held: Arc<Held>,
 }
 
 impl Outstanding {
+    /// Nothing yet; what will be counts there, too.
+    pub(crate) fn counted_by(held: &Arc<Held>) -> Self {
+        Self { held: Arc::clone(held), ..Self::default() }
+    }
+
     /// Makes what was read shareable, and counts it until it is freed.
     pub(crate) fn track(self: &Arc<Self>, buffer: BytesMut) -> Bytes {
         Bytes::from_owner(self.hold(buffer))
@@ -84,7 +92,9 @@ impl Outstanding {
 
     fn hold(self: &Arc<Self>, buffer: BytesMut) -> Tracked {
         self.pieces.fetch_add(1, Ordering::Relaxed);
-        Tracked { buffer: fit(buffer), outstanding: Arc::clone(self) }
+        let buffer = fit(buffer);
+        self.held.add(buffer.len());
+        Tracked { buffer, outstanding: Arc::clone(self) }
     }
 
     /// Ready when fewer than `most` pieces are left.
@@ -110,6 +120,7 @@ impl AsRef<[u8]> for Tracked {
 
 impl Drop for Tracked {
     fn drop(&mut self) {
+        self.outstanding.held.take_off(self.buffer.len());
         self.outstanding.pieces.fetch_sub(1, Ordering::Relaxed);
         self.outstanding.waiting.wake();
         give(std::mem::take(&mut self.buffer));

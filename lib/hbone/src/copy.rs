@@ -5,7 +5,7 @@
 //!   at once. A TCP connection that is not carried to its clean end, also because the future was dropped, ends with RST
 //!   and never with FIN: an application must not take a cut for a complete answer.
 //! - What cannot be written is not read: the sender is slowed down by TCP's window or the stream's.
-//! - Idle connections hold no buffers.
+//! - Idle connections hold no buffers, and who has much under way is read from in small pieces.
 
 mod ends;
 mod pump;
@@ -13,7 +13,7 @@ mod pump;
 use std::{
     future::Future,
     pin::Pin,
-    sync::atomic::AtomicU64,
+    sync::{Arc, atomic::AtomicU64},
     task::{Context, Poll, ready},
 };
 
@@ -23,7 +23,7 @@ use self::{
     ends::{End, TcpEnd, TunnelEnd},
     pump::{Broken, Pump},
 };
-use crate::stream::TunnelStream;
+use crate::{held::Held, stream::TunnelStream};
 
 pub use ends::{EndError, reset_on_close};
 
@@ -34,6 +34,8 @@ pub struct Meter {
     pub from_downstream: AtomicU64,
     /// To whom connected to us.
     pub to_downstream: AtomicU64,
+    /// Where what is under way is counted, together with other connections of the same party.
+    pub held: Arc<Held>,
 }
 
 /// Which end broke, and how.
@@ -70,7 +72,7 @@ pub fn tcp_with_tunnel(
     upstream: TunnelStream,
     meter: &Meter,
 ) -> impl Future<Output = Result<(), CopyError>> {
-    Copying::new(TcpEnd::new(downstream), TunnelEnd::new(upstream), meter)
+    Copying::new(TcpEnd::new(downstream, &meter.held), TunnelEnd::new(upstream, &meter.held), meter)
 }
 
 /// Carries a stream out of a tunnel to an application (inbound).
@@ -82,7 +84,7 @@ pub fn tunnel_with_tcp(
     upstream: TcpStream,
     meter: &Meter,
 ) -> impl Future<Output = Result<(), CopyError>> {
-    Copying::new(TunnelEnd::new(downstream), TcpEnd::new(upstream), meter)
+    Copying::new(TunnelEnd::new(downstream, &meter.held), TcpEnd::new(upstream, &meter.held), meter)
 }
 
 /// Joins two TCP connections (plaintext, and both pods on this node).
@@ -94,7 +96,7 @@ pub fn tcp_with_tcp(
     upstream: TcpStream,
     meter: &Meter,
 ) -> impl Future<Output = Result<(), CopyError>> {
-    Copying::new(TcpEnd::new(downstream), TcpEnd::new(upstream), meter)
+    Copying::new(TcpEnd::new(downstream, &meter.held), TcpEnd::new(upstream, &meter.held), meter)
 }
 
 struct Copying<'a, D, U> {

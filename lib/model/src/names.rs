@@ -45,6 +45,16 @@ pub const EXCLUDE_INBOUND_CIDRS: &str = "underpass.dev/exclude-inbound-cidrs";
 /// Pod annotation: destination CIDRs left out of outbound capture, comma-separated.
 pub const EXCLUDE_OUTBOUND_CIDRS: &str = "underpass.dev/exclude-outbound-cidrs";
 
+/// Pod annotation: the most connections that its node proxy carries for it at once.
+pub const LIMIT_CONNECTIONS: &str = "underpass.dev/limit-connections";
+/// Pod annotation: the most descriptors that its node proxy has open for it.
+pub const LIMIT_DESCRIPTORS: &str = "underpass.dev/limit-descriptors";
+/// Pod annotation: the most peers that may shake hands with it at once.
+pub const LIMIT_HANDSHAKES: &str = "underpass.dev/limit-handshakes";
+/// Pod annotation: how many bytes of its connections may be under way in its node proxy (`64Mi`) before it is read from in
+/// small pieces.
+pub const LIMIT_BUFFERED_BYTES: &str = "underpass.dev/limit-buffered-bytes";
+
 /// The namespace in which the mesh itself runs; never enrolled.
 pub const SYSTEM_NAMESPACE: &str = "underpass-system";
 /// Namespaces that are never enrolled, whatever their labels say.

@@ -103,7 +103,7 @@ impl<const N: usize> Counters<N> {
     /// The series with these label values. They stay for ever, so only for what configuration bounds: names of policies,
     /// identities of the mesh.
     pub fn with_values(&self, values: &[SharedString; N]) -> Counter {
-        let key = transient::key(self, values);
+        let key = transient::key(&self.0, values);
         metrics::with_recorder(|recorder| recorder.register_counter(&key, &METADATA))
     }
 }

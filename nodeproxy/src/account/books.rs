@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use underpass_hbone::Meter;
+use underpass_hbone::{Held, Meter};
 
 use super::{
     Direction, Story,
@@ -121,7 +121,11 @@ impl Books {
         self.known.borrow_mut().retain(|_, series| series.strong_count() > 0);
     }
 
-    pub(super) fn enter(&self, direction: Direction, client: SocketAddr) -> Arc<Live> {
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.accounts.ledger
+    }
+
+    pub(super) fn enter(&self, direction: Direction, client: SocketAddr, held: &Arc<Held>) -> Arc<Live> {
         // From 1, so that a list can begin after 0.
         let number = self.accounts.shared.next.fetch_add(1, Relaxed) + 1;
         let live = Arc::new(Live {
@@ -129,7 +133,7 @@ impl Books {
             direction,
             client,
             opened: Instant::now(),
-            meter: Meter::default(),
+            meter: Meter { held: Arc::clone(held), ..Meter::default() },
             established: OnceLock::new(),
         });
         self.live.lock().insert(number, Arc::clone(&live));

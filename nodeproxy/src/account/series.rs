@@ -14,7 +14,7 @@ use std::{
 
 use underpass_discovery::{Mesh, View};
 use underpass_runtime::metrics::{
-    Counter,
+    Counter, Counters, Listed as _, SharedString,
     catalogue::{self, TCP_CLOSED, TCP_FAILED, TCP_OPENED, TCP_RECEIVED, TCP_SENT},
     transient::TransientSeries,
 };
@@ -59,6 +59,8 @@ struct Book {
     series: Mutex<HashMap<Labels, Arc<Series>>>,
     overflow: [Arc<Series>; 2],
     overflowed: AtomicU64,
+    /// The labels under which policies' words are counted.
+    verdicts: Mutex<HashSet<(&'static str, [SharedString; 4])>>,
 }
 
 impl Series {
@@ -128,7 +130,22 @@ impl Ledger {
             series: Mutex::default(),
             overflow: [overflow(Direction::Inbound), overflow(Direction::Outbound)],
             overflowed: AtomicU64::default(),
+            verdicts: Mutex::default(),
         }))
+    }
+
+    /// Whether what policies say may be counted under these labels: those known already, and as many as connections may
+    /// have. They name policies and identities that stay for ever in the recorder.
+    pub(super) fn has_room(&self, metric: &Counters<4>, values: &[SharedString; 4]) -> bool {
+        let mut known = self.0.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (metric.name(), values.clone());
+        let has_room = known.contains(&key) || known.len() < self.0.most;
+        if has_room {
+            known.insert(key);
+        } else {
+            self.0.overflowed.fetch_add(1, Relaxed);
+        }
+        has_room
     }
 
     /// The series with these labels, or the one of those that found no room.

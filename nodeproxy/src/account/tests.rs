@@ -65,7 +65,7 @@ fn books(most: usize) -> (Accounts, Rc<Books>) {
 }
 
 fn begin(books: &Rc<Books>, story: &Story) -> Record {
-    let mut record = Record::open(books, Direction::Outbound, "10.0.0.1:1".parse().unwrap());
+    let mut record = Record::open(books, Direction::Outbound, ("10.0.0.1:1".parse().unwrap(), &Arc::default()));
     *record = story.clone();
     record
 }
@@ -219,7 +219,9 @@ fn the_list_of_connections_is_paged_across_workers() {
     let second = Rc::new(accounts.books());
     let client = "10.0.0.9:9".parse().unwrap();
     let all: Vec<_> = (0..7)
-        .map(|number| Record::open(if number % 2 == 0 { &first } else { &second }, Direction::Inbound, client))
+        .map(|number| {
+            Record::open(if number % 2 == 0 { &first } else { &second }, Direction::Inbound, (client, &Arc::default()))
+        })
         .collect();
     let numbers = |after, most| accounts.page(after, most).iter().map(|live| live.number).collect::<Vec<_>>();
     assert_eq!(numbers(0, 3), [1, 2, 3]);
@@ -227,4 +229,15 @@ fn the_list_of_connections_is_paged_across_workers() {
     assert_eq!(numbers(6, 3), [7]);
     drop(all);
     assert_eq!(accounts.live(), 0);
+}
+
+#[test]
+fn policies_and_identities_without_end_make_no_series_without_end() {
+    use underpass_runtime::metrics::catalogue::{POLICY_DRY_RUN, POLICY_REFUSALS};
+    let ledger = Accounts::new(3).ledger;
+    let values = |n: u32| [0, 1, 2, 3].map(|part| format!("{part}-{n}").into());
+    assert!((0..3).all(|n| ledger.has_room(&POLICY_REFUSALS, &values(n))));
+    assert!(!ledger.has_room(&POLICY_REFUSALS, &values(3)));
+    assert!(!ledger.has_room(&POLICY_DRY_RUN, &values(0)), "another metric's labels are others");
+    assert!((0..3).all(|n| ledger.has_room(&POLICY_REFUSALS, &values(n))), "those known stay");
 }

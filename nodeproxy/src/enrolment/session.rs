@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{sync::mpsc, time::Instant};
 use underpass_enrolment::{
-    node::{self, ReleaseReason, ToAgent, ToProxy},
+    node::{self, PodLimits, ReleaseReason, ToAgent, ToProxy},
     zds::{self, WorkloadInfo},
 };
 use underpass_model::PodUid;
@@ -31,6 +31,7 @@ impl Session<'_> {
     pub(super) fn hear(&mut self, message: ToProxy) {
         match message {
             ToProxy::Release { pod, reason, deadline } => self.release(pod, reason, deadline),
+            ToProxy::Limits { pod, limits } => self.limit(pod, limits),
             ToProxy::ProbeAnswer { id, origin } => {
                 if let Some(question) = self.asked.remove(&id) {
                     Question::answer(question, origin);
@@ -63,6 +64,7 @@ impl Session<'_> {
                 }
             }
             zds::Request::Del { uid } => {
+                self.limits.remove(&uid);
                 self.remove(&uid);
                 zds::Ack::done()
             }
@@ -91,7 +93,8 @@ impl Session<'_> {
                 }
                 let listeners = self.kept.remove(&uid);
                 let made = listeners.is_none();
-                match pods.add(NewPod { uid: uid.clone(), info, netns, listeners }) {
+                let limits = self.limits.get(&uid).cloned().unwrap_or_default();
+                match pods.add(NewPod { uid: uid.clone(), info, netns, limits, listeners }) {
                     Ok(pod) if made => {
                         send(self.node.as_deref(), &listeners_of(&pod)?).await?;
                         if let Err(error) = pods.open(&pod) {
@@ -158,6 +161,13 @@ impl Session<'_> {
             tracing::info!(pod.uid = %uid, "a pod begins to end; its peers are asked to look for others");
             pod.connections.bid_farewell();
         }
+    }
+
+    fn limit(&mut self, uid: PodUid, limits: PodLimits) {
+        if let Some(pod) = self.enrolment.pods.get(&uid) {
+            pod.budget.limit(&limits);
+        }
+        self.limits.insert(uid, limits);
     }
 
     fn name(&mut self, uid: &PodUid) {

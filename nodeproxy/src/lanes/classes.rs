@@ -11,7 +11,7 @@ impl Failure {
         match self {
             Self::Accept(_) => "handshake",
             Self::Authorize(_) | Self::ClosedEarly | Self::OwnUnknown(_) => "authorise",
-            Self::Capture(_) => "capture",
+            Self::Budget(_) | Self::Capture(_) => "capture",
             Self::Certificate(_) | Self::Dial(DialError::Certificate(..)) => "certificate",
             Self::Cancelled | Self::Copy(_) | Self::Ended(_) => "copy",
             Self::Dial(DialError::Connect(..) | DialError::Tunnel(..)) | Self::Answer(_) => "tunnel",
@@ -40,6 +40,7 @@ impl Failure {
             Self::Dial(_)
             | Self::Answer(_)
             | Self::Ask(_)
+            | Self::Budget(_)
             | Self::Capture(_)
             | Self::OwnUnknown(_)
             | Self::Request(_)

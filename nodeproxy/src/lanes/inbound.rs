@@ -13,6 +13,7 @@ use super::Failure;
 use crate::{
     account::{Direction, Record},
     authorize::Judged,
+    budget::{Amount, Share},
     capture::{
         Knock, canonical,
         socket::{self, SourceAddress},
@@ -39,9 +40,10 @@ struct Ends {
 pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
     let open = knock.pod.connections.tunnel();
     let (client, pod) = (knock.client, Arc::clone(&knock.pod));
-    let mut record = Record::open(&worker.books, Direction::Inbound, client);
+    let mut record = Record::open(&worker.books, Direction::Inbound, (client, pod.budget.held()));
     match handshake(knock, &worker).await {
-        Ok((connection, hbone)) => {
+        // The tunnel has its share until it ends.
+        Ok((connection, hbone, _share)) => {
             record.discard();
             let ends = Rc::new(Ends { pod, peer: connection.peer().clone(), client, hbone });
             streams(connection, open, &ends, &worker).await;
@@ -53,8 +55,9 @@ pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
     }
 }
 
-async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, SocketAddr), Failure> {
+async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, SocketAddr, Share), Failure> {
     let connections = knock.pod.connections.clone();
+    let mut share = knock.share.inspect_err(|over| knock.pod.budget.refused(*over))?;
     let shaken = async {
         let own = &knock.pod.identity;
         let hbone = canonical(knock.stream.local_addr().map_err(AcceptError::Tls)?);
@@ -64,10 +67,14 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
         let options = ServerOptions { revocations, ..ServerOptions::default() };
         let accept = server::accept(knock.stream, &credentials.server, &expected, &options);
         let connection = waits::measured("handshake", accept).await?;
-        Ok((connection, hbone))
+        Ok::<_, Failure>((connection, hbone))
     };
     tokio::select! {
-        shaken = shaken => shaken,
+        shaken = shaken => {
+            let (connection, hbone) = shaken?;
+            share.shaken();
+            Ok((connection, hbone, share))
+        }
         () = connections.ended() => Err(Ended::Pod.into()),
     }
 }
@@ -99,7 +106,7 @@ async fn streams(mut connection: ServerConnection, mut open: OpenTunnel, ends: &
 
 async fn stream(incoming: Incoming, ends: Rc<Ends>, worker: Rc<Worker>) {
     let arrival = ends.pod.connections.arrive();
-    let mut record = Record::open(&worker.books, Direction::Inbound, ends.client);
+    let mut record = Record::open(&worker.books, Direction::Inbound, (ends.client, ends.pod.budget.held()));
     record.source.identity = Some(ends.peer.clone());
     record.hbone_addr = Some(ends.hbone);
     let outcome = carry(incoming, (&ends, &arrival), &worker, &mut record).await;
@@ -119,7 +126,7 @@ async fn carry(
         () = incoming.cancelled() => return Err(Failure::Cancelled),
     };
     match connected {
-        Ok((application, lease)) => {
+        Ok((application, lease, _share)) => {
             let own = record.destination.workload.as_deref().map(Baggage::of).unwrap_or_default();
             let stream = incoming.accept(&own)?;
             super::copy_inbound(stream, application, &lease, record.established()).await
@@ -149,7 +156,7 @@ async fn connect<'a>(
     (ends, arrival): (&Ends, &'a Arrival),
     worker: &Worker,
     record: &mut Record,
-) -> Result<(TcpStream, Lease<'a>), Failure> {
+) -> Result<(TcpStream, Lease<'a>, Share), Failure> {
     let shared = &worker.shared;
     let view = shared.mesh.view();
     let pod = &ends.pod;
@@ -165,10 +172,11 @@ async fn connect<'a>(
     let judged = Judged { source: caller.source, client: ends.client.ip(), application: address };
     let lease = pod.gate().admit(arrival, (&shared.mesh, &shared.place.network), judged).await?;
     record.permitted(lease.permit());
+    let share = lease.unless_ended(waits::room(&pod.budget, Amount::STREAM)).await??;
     let to = lease.permit().destination();
     let connected = socket::connect_end(pod.netns(), to, SourceAddress::Keep(ends.client.ip()));
     let application = lease.unless_ended(connected).await?.map_err(|error| DialError::Connect(to, error))?;
-    Ok((application, lease))
+    Ok((application, lease, share))
 }
 
 /// What the peer is told; people read it in logs, other proxies only see that it is not 200.
@@ -181,6 +189,7 @@ fn status(failure: &Failure) -> StatusCode {
         Failure::Accept(_)
         | Failure::Answer(_)
         | Failure::Ask(_)
+        | Failure::Budget(_)
         | Failure::Cancelled
         | Failure::Capture(_)
         | Failure::Certificate(_)

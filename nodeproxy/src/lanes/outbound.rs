@@ -25,15 +25,22 @@ const TRIES: usize = 3;
 /// Carries one connection.
 pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
     let arrival = knock.pod.connections.arrive();
-    let mut record = Record::open(&worker.books, Direction::Outbound, knock.client);
+    let mut record = Record::open(&worker.books, Direction::Outbound, (knock.client, knock.pod.budget.held()));
     let outcome = carry(knock, &arrival, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
 
 async fn carry(knock: Knock, arrival: &Arrival, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
-    let captured = Captured::of(knock)?;
+    let (captured, share) = Captured::of(knock)?;
     record.destination.addr = Some(captured.original_dst);
+    if share.is_err() {
+        record.source.workload = worker.shared.mesh.view().workload(&captured.pod.workload).cloned();
+    }
+    let mut share = share.inspect_err(|over| captured.pod.budget.refused(*over))?;
     let (upstream, lease, _active) = connect(&captured, arrival, worker, record).await?;
+    if matches!(upstream, Upstream::Tunnel(..)) {
+        share.in_a_tunnel();
+    }
     super::copy(captured.stream, upstream, &lease, record.established()).await
 }
 

@@ -22,14 +22,18 @@ use crate::{
 /// Carries one connection.
 pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
     let arrival = knock.pod.connections.arrive();
-    let mut record = Record::open(&worker.books, Direction::Inbound, knock.client);
+    let mut record = Record::open(&worker.books, Direction::Inbound, (knock.client, knock.pod.budget.held()));
     let outcome = carry(knock, &arrival, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
 
 async fn carry(knock: Knock, arrival: &Arrival, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
-    let captured = Captured::of(knock)?;
+    let (captured, share) = Captured::of(knock)?;
     record.destination.addr = Some(captured.original_dst);
+    if share.is_err() {
+        record.destination.workload = worker.shared.mesh.view().workload(&captured.pod.workload).cloned();
+    }
+    let _share = share.inspect_err(|over| captured.pod.budget.refused(*over))?;
     let (application, lease) = connect(&captured, arrival, worker, record).await?;
     super::copy(captured.stream, application, &lease, record.established()).await
 }

@@ -17,6 +17,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use underpass_enrolment::{
+    node::PodLimits,
     plugin::{Attachment, Link, PluginFailure},
     zds::WorkloadInfo,
 };
@@ -30,6 +31,7 @@ use super::{
 use crate::{
     exclusions::Exclusions,
     find::Netns,
+    limits::LimitError,
     memory::{Remembered, RememberedNetns, Standing},
 };
 
@@ -39,6 +41,7 @@ pub(super) struct PodTask {
     told: watch::Receiver<Told>,
     commands: mpsc::Receiver<Command>,
     info: WorkloadInfo,
+    limits: (PodLimits, Vec<LimitError>),
     addresses: Vec<IpAddr>,
     attachment: Arc<Mutex<Option<Attachment>>>,
     netns: Option<Arc<Netns>>,
@@ -95,6 +98,7 @@ impl PodTask {
         let (first, most) = shared.limits.retry;
         let mut task = Self {
             info: WorkloadInfo { name, namespace, service_account },
+            limits: Default::default(),
             addresses: remembered.addresses,
             attachment: Arc::new(Mutex::new(attachment)),
             netns: None,
@@ -204,6 +208,13 @@ impl PodTask {
         }
         if !facts.addresses.is_empty() {
             self.addresses.clone_from(&facts.addresses);
+        }
+        if self.limits != facts.limits {
+            self.limits.clone_from(&facts.limits);
+            for error in &self.limits.1 {
+                tracing::warn!(pod.uid = %self.uid, pod.name = self.info.name, %error, "a limit is ignored");
+            }
+            self.shared.proxies.limit(&self.uid, &self.limits.0);
         }
     }
 
@@ -360,6 +371,7 @@ impl PodTask {
 
     fn serve(&self) {
         self.shared.proxies.serve_pod(&self.uid, self.info.clone(), self.netns.clone());
+        self.shared.proxies.limit(&self.uid, &self.limits.0);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Dura
 
 use tokio::{sync::mpsc, time::timeout};
 use underpass_enrolment::{
-    node::{Listeners, Origin, ToAgent, ToProxy, VERSION},
+    node::{Listeners, Origin, PodLimits, ToAgent, ToProxy, VERSION},
     seqpacket::{Connection, Listener, RecvError, SendError},
 };
 use underpass_model::{AddressPair, PodUid};
@@ -128,6 +128,11 @@ impl Opened<'_> {
             }
         }
         send(connection, &ToProxy::ListenersSent).await?;
+        for pod in pods {
+            if let Some(limits) = self.proxies.limits_of(&pod) {
+                send(connection, &ToProxy::Limits { pod, limits }).await?;
+            }
+        }
         while let Some(message) = outbox.recv().await {
             send(connection, &message).await?;
         }
@@ -214,6 +219,12 @@ impl Proxies {
         let state = self.lock();
         let served = state.served.get(pod).filter(|served| !served.listeners.is_empty());
         served.map(|served| Ok(Listeners { pod: pod.clone(), sockets: served.duplicates()? })).transpose()
+    }
+
+    /// What a pod asks to be held to, be it nothing: an earlier agent may have told of more.
+    fn limits_of(&self, pod: &PodUid) -> Option<PodLimits> {
+        let state = self.lock();
+        Some(state.served.get(pod)?.limits.clone())
     }
 
     /// Only for pods that are served: a listener keeps its network namespace alive. Younger proxies, whose greeting was

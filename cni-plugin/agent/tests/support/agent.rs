@@ -368,7 +368,7 @@ impl Script {
             }
             ToProxy::ProbeAnswer { id, origin } => self.events.send(Event::Answer(id, origin)).await.unwrap(),
             // What a real proxy does with these is its own business.
-            ToProxy::Listeners(_) | ToProxy::Successor(_) | ToProxy::Terminating { .. } => (),
+            ToProxy::Limits { .. } | ToProxy::Listeners(_) | ToProxy::Successor(_) | ToProxy::Terminating { .. } => {}
             ToProxy::Hello { .. } | ToProxy::ListenersSent => panic!("greeted again"),
         }
     }

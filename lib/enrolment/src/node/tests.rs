@@ -56,6 +56,8 @@ fn messages_to_the_proxy_survive_the_way() {
         answer(Origin::Host),
         answer(Origin::Forwarded),
         answer(Origin::Gone),
+        ToProxy::Limits { pod: pod(), limits: PodLimits::default() },
+        ToProxy::Limits { pod: pod(), limits: PodLimits { connections: Some(7), ..PodLimits::default() } },
     ] {
         assert_eq!(format!("{:?}", through(&message)), format!("{message:?}"));
     }

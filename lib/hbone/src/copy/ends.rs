@@ -15,6 +15,7 @@ use tokio::{io::Interest, net::TcpStream};
 
 use crate::{
     buffers::{self, Appetite, Outstanding},
+    held::Held,
     stream::{StreamError, TunnelStream},
 };
 
@@ -94,6 +95,7 @@ pub(super) struct TcpEnd {
     socket: Arc<TcpStream>,
     appetite: Appetite,
     outstanding: Arc<Outstanding>,
+    held: Arc<Held>,
     /// Whether a read waits, and so would tell of a reset.
     listens: bool,
     /// Waits for a reset while no read does; there is one from the first time that it was needed.
@@ -105,17 +107,20 @@ type Watch = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 impl TcpEnd {
     const FIRST_READ: usize = 2 * buffers::SMALLEST;
+    /// What is read at once where much is under way already.
+    const SMALL_READ: usize = 4 * buffers::SMALLEST;
     /// Chunks handed to the kernel at once.
     const SLICES: usize = 16;
     /// Pieces that may wait to leave in a tunnel. What comes after waits in the kernel, where small pieces become one.
     const PIECES: usize = 128;
 
-    pub(super) fn new(socket: TcpStream) -> Self {
+    pub(super) fn new(socket: TcpStream, held: &Arc<Held>) -> Self {
         reset_on_close(&socket);
         Self {
             socket: Arc::new(socket),
             appetite: Appetite::new(Self::FIRST_READ),
-            outstanding: Arc::default(),
+            outstanding: Arc::new(Outstanding::counted_by(held)),
+            held: Arc::clone(held),
             listens: false,
             watch: None,
         }
@@ -142,11 +147,12 @@ impl End for TcpEnd {
 
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, EndError>> {
         self.listens = false;
-        ready!(self.outstanding.poll_fewer(cx, Self::PIECES));
+        let (pieces, most) = if self.held.is_enough() { (1, Self::SMALL_READ) } else { (Self::PIECES, usize::MAX) };
+        ready!(self.outstanding.poll_fewer(cx, pieces));
         let readable = self.socket.poll_read_ready(cx);
         self.listens = readable.is_pending();
         ready!(readable)?;
-        Poll::Ready(Ok(self.appetite.size()))
+        Poll::Ready(Ok(self.appetite.size().min(most)))
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<Option<Bytes>, EndError>> {
@@ -250,11 +256,20 @@ fn take_off(chunks: &mut VecDeque<Bytes>, mut written: usize) {
 pub(super) struct TunnelEnd {
     stream: TunnelStream,
     reserved: bool,
+    held: Arc<Held>,
+    /// What was read and not passed on.
+    holds: usize,
 }
 
 impl TunnelEnd {
-    pub(super) fn new(stream: TunnelStream) -> Self {
-        Self { stream, reserved: false }
+    pub(super) fn new(stream: TunnelStream, held: &Arc<Held>) -> Self {
+        Self { stream, reserved: false, held: Arc::clone(held), holds: 0 }
+    }
+}
+
+impl Drop for TunnelEnd {
+    fn drop(&mut self) {
+        self.held.take_off(self.holds);
     }
 }
 
@@ -268,10 +283,16 @@ impl End for TunnelEnd {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, _most: usize) -> Poll<Result<Option<Bytes>, EndError>> {
-        Poll::Ready(ready!(self.stream.poll_data(cx)).transpose().map_err(EndError::from))
+        let read = ready!(self.stream.poll_data(cx)).transpose()?;
+        let bytes = read.as_ref().map_or(0, Bytes::len);
+        self.holds += bytes;
+        self.held.add(bytes);
+        Poll::Ready(Ok(read))
     }
 
     fn passed_on(&mut self, bytes: usize) {
+        self.holds -= bytes;
+        self.held.take_off(bytes);
         self.stream.release(bytes);
     }
 
@@ -331,7 +352,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         application.set_nodelay(true).unwrap();
-        let mut end = TcpEnd::new(listener.accept().await.unwrap().0);
+        let mut end = TcpEnd::new(listener.accept().await.unwrap().0, &Arc::default());
         let mut waiting = Vec::new();
         for _ in 0..TcpEnd::PIECES {
             application.write_all(b"w").await.unwrap();
@@ -347,5 +368,27 @@ mod tests {
         assert!(readable(&mut end).await);
         let more = poll_fn(|cx| end.poll_read(cx, 1024)).await.unwrap().unwrap();
         assert_eq!(more, "more");
+    }
+
+    #[tokio::test]
+    async fn where_enough_is_held_each_connection_has_one_small_piece_under_way() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut application = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let held = Arc::new(Held::new(1));
+        let mut end = TcpEnd::new(listener.accept().await.unwrap().0, &held);
+        end.appetite = Appetite::new(buffers::LARGEST);
+        let writing = tokio::spawn(async move { application.write_all(&[7; 4 << 20]).await });
+        for (others, expected) in [(0, buffers::LARGEST), (1, TcpEnd::SMALL_READ), (1, TcpEnd::SMALL_READ)] {
+            held.add(others);
+            let most = poll_fn(|cx| end.poll_readable(cx)).await.unwrap();
+            assert_eq!(most, expected);
+            let piece = poll_fn(|cx| end.poll_read(cx, most)).await.unwrap().unwrap();
+            assert_eq!(held.bytes(), (piece.len() + others) as u64);
+            assert!(!readable(&mut end).await, "one is under way");
+            drop(piece);
+            held.take_off(others);
+        }
+        assert_eq!(held.bytes(), 0);
+        writing.abort();
     }
 }

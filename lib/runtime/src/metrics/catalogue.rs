@@ -172,6 +172,31 @@ pub static WAIT: Histograms<1> = Histograms {
     buckets: WAITS,
 };
 
+const BUDGET: [(&str, &str); 3] = [
+    ("namespace", "the pod's namespace"),
+    ("pod", "its name"),
+    (
+        "budget",
+        "`connections`, `descriptors`, `handshakes` of peers under way, `buffered_bytes`; `node`: the descriptors of all, \
+         where they are scarce",
+    ),
+];
+/// What a pod has of a budget.
+pub static BUDGET_USED: Gauges<3> = gauge("underpass_budget_used", "What a pod of this node has of a budget.", BUDGET);
+/// What it may have.
+pub static BUDGET_LIMIT: Gauges<3> =
+    gauge("underpass_budget_limit", "What it may have; nothing where only the node's descriptors are a limit.", BUDGET);
+/// How often its connections waited.
+pub static BUDGET_WAITS: Counters<3> = counter(
+    "underpass_budget_waits_total",
+    "How often a worker left a listener of the pod alone for a moment, or a request in a tunnel waited, as there was no \
+     room in a budget.",
+    BUDGET,
+);
+/// Connections that were refused.
+pub static BUDGET_REFUSED: Counters<3> =
+    counter("underpass_budget_refused_total", "Connections of the pod that were refused for want of room.", BUDGET);
+
 /// Tunnels to peers.
 pub static TUNNELS_OPEN: Gauges<0> = gauge("underpass_tunnels_open", "Tunnels to peers that exist.", []);
 /// Streams in them.
@@ -282,6 +307,7 @@ pub static ALL: &[Section] = &[
             &WAIT,
         ],
     },
+    Section { title: "Budgets (node proxy)", metrics: &[&BUDGET_USED, &BUDGET_LIMIT, &BUDGET_WAITS, &BUDGET_REFUSED] },
     Section { title: "Policies (node proxy)", metrics: &[&POLICY_REFUSALS, &POLICY_DRY_RUN, &CONNECTIONS_REVOKED] },
     Section {
         title: "Tunnels (node proxy)",

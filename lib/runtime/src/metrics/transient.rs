@@ -7,7 +7,7 @@ use metrics::{Counter, Key, Label, Recorder, SharedString};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use metrics_util::MetricKindMask;
 
-use super::{Counters, Listed, METADATA};
+use super::{Counters, Description, Gauges, Kind, Listed, METADATA};
 
 /// Series that are forgotten when they were not touched for a while.
 ///
@@ -28,7 +28,7 @@ impl TransientSeries {
 
     /// The series with these label values.
     pub fn counter<const N: usize>(&self, metric: &Counters<N>, values: &[SharedString; N]) -> Counter {
-        self.0.register_counter(&key(metric, values), &METADATA)
+        self.0.register_counter(&key(&metric.0, values), &METADATA)
     }
 
     /// What there is, as Prometheus reads it. This is where old series are found and forgotten.
@@ -38,9 +38,45 @@ impl TransientSeries {
     }
 }
 
-pub(super) fn key<const N: usize>(metric: &Counters<N>, values: &[SharedString; N]) -> Key {
-    let labels = metric.0.labels.iter().zip(values).map(|((name, _), value)| Label::new(*name, value.clone()));
-    Key::from_parts(metric.0.name, labels.collect::<Vec<_>>())
+/// Series of what is there now, made anew for each page: they are bounded by what is there, and end with it.
+pub struct Snapshot(PrometheusRecorder);
+
+impl Snapshot {
+    /// Nothing yet, of these metrics.
+    #[must_use]
+    pub fn new(metrics: &[&dyn Listed]) -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        for metric in metrics {
+            match metric.kind() {
+                Kind::Gauge => recorder.describe_gauge(metric.name().into(), None, metric.help().into()),
+                Kind::Counter | Kind::Histogram => {
+                    recorder.describe_counter(metric.name().into(), None, metric.help().into());
+                }
+            }
+        }
+        Self(recorder)
+    }
+
+    /// Says how much there is.
+    pub fn gauge<const N: usize>(&self, metric: &Gauges<N>, values: &[SharedString; N], value: f64) {
+        self.0.register_gauge(&key(&metric.0, values), &METADATA).set(value);
+    }
+
+    /// Says how much there has been.
+    pub fn counter<const N: usize>(&self, metric: &Counters<N>, values: &[SharedString; N], value: u64) {
+        self.0.register_counter(&key(&metric.0, values), &METADATA).absolute(value);
+    }
+
+    /// All of it, as Prometheus reads it.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.handle().render()
+    }
+}
+
+pub(super) fn key<const N: usize>(metric: &Description<N>, values: &[SharedString; N]) -> Key {
+    let labels = metric.labels.iter().zip(values).map(|((name, _), value)| Label::new(*name, value.clone()));
+    Key::from_parts(metric.name, labels.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
