@@ -37,8 +37,7 @@ use crate::{
     generation::Generation,
     pods::{Household, Pods},
     probe::Probes,
-    revoke,
-    trust::{self, ListFile},
+    revoke, trust,
     worker::{self, Shared},
 };
 
@@ -64,6 +63,7 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
     let mesh = store.mesh();
     tasks::spawn("view readiness", complete(mesh.clone(), readiness.pending("view of the mesh")));
     tasks::root("discovery", client::run(control, discovery(&config), store, stop.clone()), &stop);
+    trust::start(config.revocation_lists.clone(), &mesh, certificates.revocations(), &stop);
 
     let watched = Watched::new(config.workers()).context("make the workers' epoll sets")?;
     let (probes, questions) = Probes::new();
@@ -92,14 +92,6 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
     let pending = readiness.pending("pods of this node");
     tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
-    let revocations = certificates.revocations().clone();
-    if let Some(path) = config.revocation_lists.clone() {
-        let mut file = ListFile::new(path);
-        // Before the first connection comes.
-        file.look(&revocations);
-        tasks::root("revocation lists", file.run(revocations.clone(), stop.clone()), &stop);
-    }
-    tasks::root("trust", trust::follow(mesh.clone(), revocations, stop.clone()), &stop);
     tasks::spawn("revocation", revoke::run(mesh.clone(), Arc::clone(&pods), stop.clone()));
     let held = certificates.clone();
     exposition.add(move |page| trust::write_expiries(page, &held.status()));

@@ -8,13 +8,24 @@ use underpass_model::Revocation;
 use underpass_runtime::{
     Shutdown,
     metrics::{Listed as _, catalogue},
+    tasks,
 };
 
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// Begins to follow both. The file is read before this returns, so before the first connection comes.
+pub(crate) fn start(lists: Option<PathBuf>, mesh: &Mesh, revocations: &Revocations, stop: &Shutdown) {
+    if let Some(path) = lists {
+        let mut file = ListFile::new(path);
+        file.look(revocations);
+        tasks::root("revocation lists", file.run(revocations.clone(), stop.clone()), stop);
+    }
+    tasks::root("revocations", follow(mesh.clone(), revocations.clone(), stop.clone()), stop);
+}
+
 /// Takes over what discovery tells, until asked to stop.
-pub(crate) async fn follow(mesh: Mesh, revocations: Revocations, stop: Shutdown) {
+async fn follow(mesh: Mesh, revocations: Revocations, stop: Shutdown) {
     let mut versions = mesh.subscribe();
     let mut known: Vec<Revocation> = Vec::new();
     loop {
@@ -51,7 +62,7 @@ pub(crate) fn write_expiries(page: &mut String, certificates: &[CertificateStatu
 }
 
 /// The file of revocation lists, looked at again and again.
-pub(crate) struct ListFile {
+struct ListFile {
     path: PathBuf,
     /// What the file was like when it was read last.
     seen: Option<Look>,
@@ -72,12 +83,12 @@ enum ListFileError {
 }
 
 impl ListFile {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    fn new(path: PathBuf) -> Self {
         Self { path, seen: None, complained: false }
     }
 
     /// Keeps the lists as the file has them, until asked to stop.
-    pub(crate) async fn run(mut self, revocations: Revocations, stop: Shutdown) {
+    async fn run(mut self, revocations: Revocations, stop: Shutdown) {
         loop {
             self.look(&revocations);
             tokio::select! {
@@ -89,7 +100,7 @@ impl ListFile {
 
     /// Reads the file if it is another than before. A file that is missing or broken changes nothing: who was revoked
     /// stays revoked.
-    pub(crate) fn look(&mut self, revocations: &Revocations) {
+    fn look(&mut self, revocations: &Revocations) {
         match self.read() {
             Ok(Some(lists)) => {
                 tracing::info!(path = %self.path.display(), revoked = lists.len(), "revocation lists read");

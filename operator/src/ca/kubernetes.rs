@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use kube::Client;
 use tokio::sync::watch;
-use underpass_model::names::SYSTEM_NAMESPACE;
 
 pub mod bundle;
 pub mod reviews;
@@ -19,12 +18,9 @@ use secret::SecretState;
 /// Under which name the API server knows who wrote what we write.
 const FIELD_MANAGER: &str = "underpass-operator";
 
-/// Where on a cluster the authority is, and whom it believes.
+/// Where in the operator's namespace the authority's state is, and whom it believes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KubernetesOptions {
-    /// The operator's own namespace
-    #[arg(long, env = "POD_NAMESPACE", default_value = SYSTEM_NAMESPACE, value_name = "NAME")]
-    pub namespace: String,
     /// The Secret of the root, its key and what is revoked; made if missing
     #[arg(long, env = "UNDERPASS_CA_SECRET", default_value = "underpass-ca", value_name = "NAME")]
     pub ca_secret: String,
@@ -45,8 +41,8 @@ pub struct KubernetesOptions {
 impl KubernetesOptions {
     /// Where the authority's state is.
     #[must_use]
-    pub fn store(&self, client: Client) -> SharedStore {
-        Arc::new(SecretState::new(client, &self.namespace, &self.ca_secret))
+    pub fn store(&self, client: Client, namespace: &str) -> SharedStore {
+        Arc::new(SecretState::new(client, namespace, &self.ca_secret))
     }
 
     /// Who says which node calls.
@@ -56,16 +52,17 @@ impl KubernetesOptions {
         Authenticator::new(Reviews::new(client, options))
     }
 
-    /// What publishes the roots: in our own namespace, in those of node proxies, and wherever `more` says.
+    /// What publishes the roots: in the operator's namespace, in those of node proxies, and wherever `more` says.
     #[must_use]
     pub fn bundles(
         &self,
         client: Client,
+        namespace: &str,
         told: watch::Receiver<Told>,
         more: watch::Receiver<BTreeSet<String>>,
     ) -> Bundles {
         let proxies = self.node_accounts.iter().filter_map(|account| account.split_once('/'));
-        let always = proxies.map(|(namespace, _)| namespace.to_owned()).chain([self.namespace.clone()]);
+        let always = proxies.map(|(namespace, _)| namespace.to_owned()).chain([namespace.to_owned()]);
         Bundles::new(client, told, always.collect(), more)
     }
 }

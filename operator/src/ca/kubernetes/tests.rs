@@ -21,11 +21,11 @@ struct Flags {
 }
 
 fn options() -> KubernetesOptions {
-    Flags::parse_from(["operator", "--namespace=underpass-system"]).kubernetes
+    Flags::parse_from(["operator"]).kubernetes
 }
 
 fn store(server: &FakeApiServer) -> SharedStore {
-    options().store(server.client())
+    options().store(server.client(), SYSTEM)
 }
 
 async fn open(server: &FakeApiServer) -> Result<Authority, OpenError> {
@@ -137,7 +137,7 @@ async fn the_roots_are_where_they_are_needed_and_nowhere_else() {
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     let (namespaces, needed) = watch::channel(set(&["shop"]));
     let shutdown = Shutdown::new();
-    let bundles = options().bundles(server.client(), authority.told(), needed);
+    let bundles = options().bundles(server.client(), SYSTEM, authority.told(), needed);
     tasks::spawn("bundles", bundles.run(shutdown.clone()));
     let has = |namespace: &'static str, roots: Option<String>| {
         let server = &server;

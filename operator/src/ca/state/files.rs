@@ -1,6 +1,7 @@
 //! The state in a directory: secrets that only their owner may read, and what everybody may know.
 //!
-//! Files change one after the other, in an order in which every interruption leaves a state that is understood.
+//! Files change one after the other, in an order in which every interruption leaves a state that is understood. One process
+//! at a time is meant to write; another one's changes are noticed, unless both write at the same moment.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
