@@ -34,7 +34,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ),
 ];
 const ANYTHING: [&str; 5] =
-    ["underpass-lab", "underpass-e2e", "underpass-e2e-kube", "underpass-benches", "underpass-cli"];
+    ["underpass-lab", "underpass-e2e", "underpass-e2e-kube", "underpass-bench", "underpass-cli"];
 
 fn cargo(arguments: &[&str]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

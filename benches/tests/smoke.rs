@@ -1,0 +1,48 @@
+//! Every kind of measure once, for a moment: that the bench works, not what it says.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn every_kind_of_measure_gives_figures() {
+    let directory = tempfile::tempdir().unwrap();
+    let summary = directory.path().join("summary.json");
+    let measures =
+        ["bulk-1", "bulk-2-back", "requests-64", "connections-2", "open-half", "idle-20", "first-byte", "start-up"];
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_underpass-bench"));
+    bench.args(["run", "--quick", "--seconds", "0.2", "--case", "across", "--case", "same-node", "--summary"]);
+    bench.arg(&summary);
+    for measure in measures {
+        bench.args(["--measure", measure]);
+    }
+    let output = bench.output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+
+    let summary: Value = serde_json::from_slice(&std::fs::read(&summary).unwrap()).unwrap();
+    let figures = summary["figures"].as_array().unwrap();
+    let median = |measure: &str, case: &str, figure: &str| {
+        let of = |one: &&Value| one["measure"] == measure && one["case"] == case && one["figure"] == figure;
+        figures.iter().find(of).and_then(|one| one["spread"]["median"].as_f64())
+    };
+    for (measure, figure) in [
+        ("bulk-1", "Gbit/s"),
+        ("bulk-2-back", "Gbit/s"),
+        ("requests-64", "requests/s"),
+        ("connections-2", "connections/s"),
+    ] {
+        for case in ["direct", "direct-near", "across", "same-node"] {
+            assert!(median(measure, case, figure).is_some_and(|rate| rate > 0.0), "{measure} {case}: {told}");
+        }
+    }
+    for (measure, figure) in [
+        ("open-half", "p99.9 us"),
+        ("bulk-1", "s/GiB"),
+        ("idle-20", "KiB/connection server"),
+        ("first-byte", "ms to first byte"),
+        ("start-up", "ms to ready"),
+    ] {
+        assert!(median(measure, "across", figure).is_some(), "{measure} {figure}: {told}");
+    }
+}
