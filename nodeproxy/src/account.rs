@@ -105,11 +105,17 @@ impl Direction {
 impl Record {
     /// Opens a record of a connection from there; bytes that are under way count there.
     pub(crate) fn open(books: &Rc<Books>, direction: Direction, (client, held): (SocketAddr, &Arc<Held>)) -> Self {
+        let meter = Meter { held: Arc::clone(held), ..Meter::default() };
+        Self::open_with(books, direction, client, Arc::new(meter))
+    }
+
+    /// Opens a record of bytes that are counted elsewhere: by the other half of a joined connection.
+    pub(crate) fn open_with(books: &Rc<Books>, direction: Direction, client: SocketAddr, meter: Arc<Meter>) -> Self {
         let source = Party { addr: Some(client), ..Party::default() };
         let story = Story { source, ..Story::default() };
         Self {
             books: Rc::clone(books),
-            live: books.enter(direction, client, held),
+            live: books.enter(direction, client, meter),
             story,
             said: Said::default(),
             closed: false,
@@ -136,6 +142,11 @@ impl Record {
     /// It has reached its server: it counts as opened, and its bytes count while they flow.
     pub(crate) fn established(&self) -> &Meter {
         self.books.establish(&self.live, &self.story);
+        &self.live.meter
+    }
+
+    /// What counts its bytes.
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
         &self.live.meter
     }
 

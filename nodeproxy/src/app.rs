@@ -74,6 +74,8 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
         certificates: certificates.clone(),
         probes: probes.clone(),
         accounts: accounts.clone(),
+        pods: Arc::clone(&pods),
+        always_tunnel: config.always_tunnel,
         place: place(&config),
         mesh_ranges: config.mesh_ranges.as_slice().into(),
         tunnel_idle: config.tunnel_idle,

@@ -39,6 +39,9 @@ pub(crate) struct Config {
     /// of them lets the connection pass, inside it is refused. None: all are inside
     #[arg(long, env = "UNDERPASS_MESH_RANGES", value_delimiter = ',', value_name = "CIDR,...")]
     pub(crate) mesh_ranges: Vec<ipnet::IpNet>,
+    /// Use tunnels between pods of this node, too, where they could be joined directly
+    #[arg(long, env = "UNDERPASS_ALWAYS_TUNNEL")]
+    pub(crate) always_tunnel: bool,
     /// File in which a copy of the mesh is kept, so that a proxy that starts without the operator still knows it
     #[arg(long, env = "UNDERPASS_VIEW_FILE", value_name = "FILE")]
     pub(crate) view_file: Option<PathBuf>,

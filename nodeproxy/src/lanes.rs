@@ -2,6 +2,7 @@
 
 mod classes;
 mod inbound;
+mod joined;
 mod outbound;
 mod plaintext;
 
@@ -16,6 +17,8 @@ use underpass_hbone::{
 use underpass_identity::store::StoreError;
 use underpass_model::WorkloadUid;
 use underpass_policy::{Denial, Refusal};
+
+pub(crate) use self::joined::{Call, Joined};
 
 use crate::{
     account::Failed,
@@ -162,6 +165,7 @@ async fn copy(downstream: TcpStream, upstream: Upstream, lease: &Lease<'_>, mete
     let both_ways = async {
         match upstream {
             Upstream::Tcp(upstream) => tcp_with_tcp(downstream, upstream, meter).await,
+            Upstream::Joined(upstream) => upstream.carry(downstream, meter).await,
             Upstream::Tunnel(upstream, _) => tcp_with_tunnel(downstream, *upstream, meter).await,
         }
     };

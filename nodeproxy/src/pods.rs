@@ -3,9 +3,10 @@
 use std::{
     collections::HashMap,
     io,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -45,6 +46,7 @@ pub(crate) struct Pod {
     /// Whether connections are taken at its doors.
     open: AtomicBool,
     netns: OwnedFd,
+    addresses: OnceLock<Vec<IpAddr>>,
     /// Keeps its certificate wanted as long as the pod is here.
     _want: Want,
 }
@@ -109,10 +111,25 @@ impl Pod {
         self.open.load(Ordering::SeqCst)
     }
 
+    /// Whether an address is its own. They are read once: a pod keeps those that it got before it was handed over.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.addresses.get_or_init(|| addresses(self.netns()).unwrap_or_default()).contains(&address)
+    }
+
     /// Whether this descriptor is of its network namespace.
     pub(crate) fn is_in(&self, netns: BorrowedFd<'_>) -> bool {
         matches!((netns::id(self.netns()), netns::id(netns)), (Ok(own), Ok(other)) if own == other)
     }
+}
+
+/// The addresses of a network namespace's interfaces.
+fn addresses(netns: BorrowedFd<'_>) -> io::Result<Vec<IpAddr>> {
+    let address = |interface: nix::ifaddrs::InterfaceAddress| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    Ok(netns::inside(netns, || nix::ifaddrs::getifaddrs().map(|all| all.filter_map(address).collect()))??)
 }
 
 impl Pods {
@@ -146,6 +163,7 @@ impl Pods {
             budget: Arc::new(Budget::new(Arc::clone(&self.household.node), &new.limits)),
             open: AtomicBool::new(false),
             netns: new.netns,
+            addresses: OnceLock::new(),
             _want: self.household.certificates.want(&identity),
             identity,
             uid: new.uid,
@@ -217,6 +235,12 @@ impl Pods {
     /// One pod.
     pub(crate) fn get(&self, uid: &PodUid) -> Option<Arc<Pod>> {
         self.by_uid.load().get(uid).cloned()
+    }
+
+    /// The pod that is a workload now. (A name is used again, by pods that come and go one after the other.)
+    pub(crate) fn named(&self, workload: &WorkloadUid) -> Option<Arc<Pod>> {
+        let pods = self.by_uid.load();
+        pods.values().filter(|pod| pod.workload == *workload).max_by_key(|pod| pod.number).cloned()
     }
 
     /// All pods.

@@ -39,6 +39,8 @@ pub(crate) struct TunnelHop {
     pub(crate) expect: Arc<[Identity]>,
     /// What it shall connect to.
     pub(crate) authority: Authority,
+    /// Whether it may be joined without a tunnel, if its pod is served here.
+    pub(crate) may_join: bool,
 }
 
 /// The answer.
@@ -60,6 +62,8 @@ pub(crate) struct Question<'a> {
     pub(crate) namespace: &'a str,
     /// Where the caller is.
     pub(crate) place: &'a Place,
+    /// Whether the caller may be joined with a pod of its node.
+    pub(crate) may_join: bool,
     /// Endpoints that failed this very connection already.
     pub(crate) avoid: &'a [WorkloadUid],
 }
@@ -127,7 +131,7 @@ pub(crate) fn resolve(
     };
     let next_hop = match &workload.waypoint {
         Some(waypoint) => to_waypoint(question, waypoint, load, chance)?,
-        None => to_workload(workload, dialled, &[])?,
+        None => to_workload(question, workload, dialled, &[])?,
     };
     Ok(Resolved { next_hop, service: None })
 }
@@ -147,10 +151,15 @@ fn to_service(
     }
     let (endpoint, port) = pick(question, service, dialled.port(), load, chance)?;
     let address = same_family(endpoint, dialled).ok_or_else(|| ResolveError::NoEndpoint(service.name.clone()))?;
-    to_workload(endpoint, SocketAddr::new(address, port), &service.subject_alt_names)
+    to_workload(question, endpoint, SocketAddr::new(address, port), &service.subject_alt_names)
 }
 
-fn to_workload(workload: &Arc<Workload>, target: SocketAddr, also: &[Identity]) -> Result<NextHop, ResolveError> {
+fn to_workload(
+    question: &Question<'_>,
+    workload: &Arc<Workload>,
+    target: SocketAddr,
+    also: &[Identity],
+) -> Result<NextHop, ResolveError> {
     if workload.tunnel == Tunnel::None {
         return Ok(NextHop::Plain { to: target, endpoint: Arc::clone(workload) });
     }
@@ -159,6 +168,7 @@ fn to_workload(workload: &Arc<Workload>, target: SocketAddr, also: &[Identity]) 
         expect: expected(workload, also)?,
         endpoint: Arc::clone(workload),
         authority: Authority::Address(target),
+        may_join: question.may_join && workload.joinable && workload.node == question.place.node,
     }))
 }
 
@@ -190,6 +200,7 @@ fn to_waypoint(
         expect: expected(endpoint, also)?,
         endpoint: Arc::clone(endpoint),
         authority: Authority::Address(question.original_dst),
+        may_join: false,
     }))
 }
 

@@ -1,10 +1,10 @@
 //! Step five: the way onwards is opened. Nothing is dialled without a lease.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::net::TcpStream;
 use underpass_hbone::{
-    Baggage, ConnectHeaders, ConnectRequest, Forwarded, OpenError, TraceParent, TunnelKey, TunnelStream,
+    Baggage, ConnectHeaders, ConnectRequest, Forwarded, Meter, OpenError, TraceParent, TunnelKey, TunnelStream,
 };
 use underpass_identity::store::StoreError;
 use underpass_model::Identity;
@@ -14,6 +14,7 @@ use crate::{
     capture::socket::{self, SourceAddress},
     connections::Lease,
     identify::Caller,
+    lanes::{Call, Joined},
     pods::Pod,
     resolve::{NextHop, Resolved, TunnelHop},
     waits,
@@ -26,6 +27,8 @@ pub(crate) enum Upstream {
     Tcp(TcpStream),
     /// A stream in a tunnel, and who ends it.
     Tunnel(Box<TunnelStream>, Identity),
+    /// Another pod of this node, without a tunnel.
+    Joined(Joined),
 }
 
 /// Why there is no way.
@@ -74,10 +77,11 @@ pub(crate) fn connect_reason(error: &io::Error) -> &'static str {
 
 /// Who dials, for whom.
 pub(crate) struct Dialler<'a> {
-    pub(crate) worker: &'a Worker,
+    pub(crate) worker: &'a Rc<Worker>,
     pub(crate) pod: &'a Arc<Pod>,
     pub(crate) caller: &'a Caller,
     pub(crate) client: SocketAddr,
+    pub(crate) meter: &'a Arc<Meter>,
 }
 
 impl Dialler<'_> {
@@ -92,8 +96,38 @@ impl Dialler<'_> {
                 let connected = socket::connect_end(self.pod.netns(), to, source).await;
                 connected.map(Upstream::Tcp).map_err(|error| DialError::Connect(to, error))
             }
-            NextHop::Tunnel(hop) => self.tunnel(hop, resolved).await,
+            NextHop::Tunnel(hop) => match self.neighbour(hop) {
+                Some(neighbour) => self.join(neighbour, hop, resolved).await,
+                None => self.tunnel(hop, resolved).await,
+            },
         }
+    }
+
+    /// The pod that a tunnel would reach, if it may be joined and is beyond doubt who is expected. In doubt the tunnel's
+    /// handshake tells.
+    fn neighbour(&self, hop: &TunnelHop) -> Option<Arc<Pod>> {
+        let neighbour = hop.may_join.then(|| self.worker.shared.pods.named(&hop.endpoint.uid)).flatten()?;
+        let is_expected = hop.expect.contains(&neighbour.identity);
+        let can_prove_it = self.worker.shared.certificates.credentials(&neighbour.identity).is_some();
+        let is_there = neighbour.is_open() && neighbour.has(hop.to.ip());
+        (is_expected && can_prove_it && is_there).then_some(neighbour)
+    }
+
+    async fn join(&self, pod: Arc<Pod>, hop: &TunnelHop, resolved: &Resolved) -> Result<Upstream, DialError> {
+        let own = &self.pod.identity;
+        let credentials = waits::credentials(&self.worker.shared.certificates, own).await;
+        credentials.map_err(|error| DialError::Certificate(own.clone(), error))?;
+        let call = Call {
+            pod,
+            peer: own.clone(),
+            client: self.client,
+            hbone: hop.to,
+            authority: hop.authority.clone(),
+            told: resolved.service.as_ref().map(|service| Arc::clone(&service.name.hostname)),
+            meter: Arc::clone(self.meter),
+        };
+        let refused = |status| DialError::Tunnel(hop.to, OpenError::Refused { address: hop.to, status });
+        call.place(self.worker).await.map(Upstream::Joined).map_err(refused)
     }
 
     async fn tunnel(&self, hop: &TunnelHop, resolved: &Resolved) -> Result<Upstream, DialError> {

@@ -18,6 +18,7 @@ use crate::{
     balance::{Loads, Place},
     capture::{Knock, Watch, Watched},
     lanes,
+    pods::Pods,
     probe::Probes,
 };
 
@@ -28,6 +29,10 @@ pub(crate) struct Shared {
     pub(crate) certificates: CertificateStore,
     pub(crate) probes: Probes,
     pub(crate) accounts: Accounts,
+    /// The pods of this node.
+    pub(crate) pods: Arc<Pods>,
+    /// Pods of this node are joined by tunnels, too.
+    pub(crate) always_tunnel: bool,
     /// Where this node is, for pods of which discovery has not told yet.
     pub(crate) place: Place,
     /// The ranges of the mesh, where that matters.

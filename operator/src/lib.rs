@@ -8,6 +8,7 @@ pub mod app;
 pub mod attest;
 pub mod ca;
 pub mod config;
+mod join;
 mod pages;
 pub mod publication;
 mod revocations;

@@ -18,6 +18,7 @@ use underpass_runtime::{
 };
 
 use crate::{
+    join,
     translate::{Note, TranslateOptions, Translation, translate},
     withdrawal::Withdrawals,
 };
@@ -58,13 +59,17 @@ impl Publication {
         let mut lost = BTreeMap::new();
         let mut first = Some(first);
         loop {
-            let (objects, status) = {
+            let (objects, can_join, status) = {
                 let snapshot = self.objects.borrow_and_update();
                 count_objects(&snapshot);
                 tell_lost(&snapshot, &self.readiness, &mut lost);
-                (Arc::clone(&snapshot.objects), self.status.borrow_and_update().clone())
+                let can_join = snapshot.sees_all_kinds && !join::needs_interfaces(snapshot.ignored.keys());
+                (Arc::clone(&snapshot.objects), can_join, self.status.borrow_and_update().clone())
             };
-            let translation = translate(&objects, &status.reports, &self.options);
+            let mut translation = translate(&objects, &status.reports, &self.options);
+            if can_join {
+                join::mark(&mut translation);
+            }
             tell(&translation.notes, &mut told);
             let version = self.publish(&shown, &translation, first.is_some());
             shown = translation;

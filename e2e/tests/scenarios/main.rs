@@ -14,6 +14,7 @@ mod enrolment;
 mod exclusions;
 mod forged;
 mod ipv6;
+mod joined;
 mod many;
 mod neighbours;
 mod on_demand;

@@ -41,6 +41,7 @@ pub fn workload(namespace: &str, name: &str) -> WorkloadBuilder {
         policies: Vec::new(),
         services: BTreeMap::new(),
         capacity: 1,
+        joinable: false,
     })
 }
 
@@ -72,6 +73,13 @@ pub fn service_name(namespace: &str, name: &str) -> ServiceName {
 pub struct WorkloadBuilder(Workload);
 
 impl WorkloadBuilder {
+    /// Selected by no NetworkPolicy.
+    #[must_use]
+    pub fn joinable(mut self) -> Self {
+        self.0.joinable = true;
+        self
+    }
+
     /// With this name in discovery instead of the pod's.
     #[must_use]
     pub fn uid(mut self, uid: &str) -> Self {

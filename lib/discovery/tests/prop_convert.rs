@@ -73,12 +73,12 @@ prop_compose! {
         network_mode in select(vec![NetworkMode::HostNetwork, NetworkMode::Standard]),
         locality in ("[a-z]{0,3}", "[a-z]{0,3}", "[a-z]{0,3}"),
         (waypoint, policies) in (option::of(gateway()), vec(text(), 0..3)),
-        (services, capacity) in (btree_map(service_name(), ports(), 0..3), any::<u32>()),
+        (services, capacity, joinable) in (btree_map(service_name(), ports(), 0..3), any::<u32>(), any::<bool>()),
     ) -> Workload {
         Workload {
             uid: WorkloadUid::new(&uid), name, namespace, addresses, network: network.into(), tunnel,
             trust_domain: TrustDomain::new(&trust_domain).unwrap(), service_account, node, canonical_name,
-            canonical_revision, kind, owner, health, cluster, network_mode, waypoint, policies, services, capacity,
+            canonical_revision, kind, owner, health, cluster, network_mode, waypoint, policies, services, capacity, joinable,
             locality: Locality { region: locality.0.into(), zone: locality.1.into(), subzone: locality.2.into() },
         }
     }

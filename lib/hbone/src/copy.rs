@@ -50,6 +50,27 @@ pub enum CopyError {
 }
 
 impl CopyError {
+    /// Downstream has reset.
+    #[must_use]
+    pub fn downstream_reset() -> Self {
+        Self::Downstream(EndError::reset())
+    }
+
+    /// Upstream has reset.
+    #[must_use]
+    pub fn upstream_reset() -> Self {
+        Self::Upstream(EndError::reset())
+    }
+
+    /// The same for somebody else who has to be told: which end, and whether it was a reset.
+    #[must_use]
+    pub fn alike(&self) -> Self {
+        match self {
+            Self::Downstream(error) => Self::Downstream(error.alike()),
+            Self::Upstream(error) => Self::Upstream(error.alike()),
+        }
+    }
+
     /// A stable label for metrics and logs.
     #[must_use]
     pub fn reason(&self) -> &'static str {

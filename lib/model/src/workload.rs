@@ -61,6 +61,8 @@ pub struct Workload {
     pub services: BTreeMap<ServiceName, Vec<ServicePort>>,
     /// Its share of traffic relative to others; 1 unless set.
     pub capacity: u32,
+    /// No NetworkPolicy of any kind selects it, for certain: nothing is lost if its bytes do not cross its interface.
+    pub joinable: bool,
 }
 
 /// How a workload is reached.

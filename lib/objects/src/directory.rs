@@ -219,8 +219,9 @@ impl Directory {
         }
         let held: BTreeSet<&ObjectKey> = self.states.values().flat_map(|state| state.good().objects.keys()).collect();
         objects.retain(|key| held.contains(key));
+        let sees_all_kinds = !problems.iter().any(|problem| problem.is_lost) && self.listing.is_none();
         let (objects, problems, ignored) = (Arc::new(objects), Arc::new(problems), Arc::new(ignored));
-        Snapshot { objects, problems, ignored, pods_revision: 0 }
+        Snapshot { objects, problems, ignored, pods_revision: 0, sees_all_kinds }
     }
 
     /// Logs what is new: each problem when it comes and goes, each kind that is not read once for good.

@@ -18,6 +18,9 @@ pub struct Snapshot {
     pub ignored: Arc<BTreeMap<String, usize>>,
     /// How far an API server's pods have been followed, in its own count; the same for everybody who follows them.
     pub pods_revision: u64,
+    /// Whether it would be known if there were objects of another kind: then they are among the ignored. Never of an
+    /// API server, of which only the kinds that the mesh reads are asked for.
+    pub sees_all_kinds: bool,
 }
 
 /// What is wrong with a part of a source; of its objects the last good ones stay in force.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use underpass_hbone::{Held, Meter};
+use underpass_hbone::Meter;
 
 use super::{
     Direction, Story,
@@ -56,7 +56,8 @@ pub(crate) struct Live {
     /// Since when.
     pub(crate) opened: Instant,
     /// Bytes, counted while they flow. The copying adds here and nowhere else.
-    pub(crate) meter: Meter,
+    /// Both halves of a connection that is joined on this node have the same.
+    pub(crate) meter: Arc<Meter>,
     /// Who and where; set when it has reached its server.
     pub(crate) established: OnceLock<Established>,
 }
@@ -125,17 +126,11 @@ impl Books {
         &self.accounts.ledger
     }
 
-    pub(super) fn enter(&self, direction: Direction, client: SocketAddr, held: &Arc<Held>) -> Arc<Live> {
+    pub(super) fn enter(&self, direction: Direction, client: SocketAddr, meter: Arc<Meter>) -> Arc<Live> {
         // From 1, so that a list can begin after 0.
         let number = self.accounts.shared.next.fetch_add(1, Relaxed) + 1;
-        let live = Arc::new(Live {
-            number,
-            direction,
-            client,
-            opened: Instant::now(),
-            meter: Meter { held: Arc::clone(held), ..Meter::default() },
-            established: OnceLock::new(),
-        });
+        let live =
+            Arc::new(Live { number, direction, client, opened: Instant::now(), meter, established: OnceLock::new() });
         self.live.lock().insert(number, Arc::clone(&live));
         live
     }

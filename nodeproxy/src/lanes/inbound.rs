@@ -28,12 +28,12 @@ use crate::{
 };
 
 /// What all streams of one tunnel share.
-struct Ends {
-    pod: Arc<Pod>,
-    peer: Identity,
-    client: SocketAddr,
+pub(super) struct Ends {
+    pub(super) pod: Arc<Pod>,
+    pub(super) peer: Identity,
+    pub(super) client: SocketAddr,
     /// Where the tunnel ends: this pod's address and HBONE port.
-    hbone: SocketAddr,
+    pub(super) hbone: SocketAddr,
 }
 
 /// Serves one tunnel to its end.
@@ -139,10 +139,10 @@ async fn carry(
 }
 
 /// What a CONNECT asks for.
-struct Target {
-    authority: Result<Authority, RequestError>,
+pub(super) struct Target {
+    pub(super) authority: Result<Authority, RequestError>,
     /// The service that the peer says it dialled.
-    told: Option<Arc<str>>,
+    pub(super) told: Option<Arc<str>>,
 }
 
 impl Target {
@@ -151,7 +151,8 @@ impl Target {
     }
 }
 
-async fn connect<'a>(
+/// Judges and connects.
+pub(super) async fn connect<'a>(
     target: Target,
     (ends, arrival): (&Ends, &'a Arrival),
     worker: &Worker,
@@ -180,7 +181,7 @@ async fn connect<'a>(
 }
 
 /// What the peer is told; people read it in logs, other proxies only see that it is not 200.
-fn status(failure: &Failure) -> StatusCode {
+pub(super) fn status(failure: &Failure) -> StatusCode {
     match failure {
         Failure::Request(error) => error.status(),
         Failure::ResolveInbound(error) if error.is_peers_fault() => StatusCode::BAD_REQUEST,

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, rc::Rc, sync::Arc};
 
 use underpass_discovery::View;
-use underpass_model::NetworkAddress;
+use underpass_model::{NetworkAddress, Workload};
 
 use super::Failure;
 use crate::{
@@ -30,7 +30,7 @@ pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
 
-async fn carry(knock: Knock, arrival: &Arrival, worker: &Worker, record: &mut Record) -> Result<(), Failure> {
+async fn carry(knock: Knock, arrival: &Arrival, worker: &Rc<Worker>, record: &mut Record) -> Result<(), Failure> {
     let (captured, share) = Captured::of(knock)?;
     record.destination.addr = Some(captured.original_dst);
     if share.is_err() {
@@ -38,7 +38,8 @@ async fn carry(knock: Knock, arrival: &Arrival, worker: &Worker, record: &mut Re
     }
     let mut share = share.inspect_err(|over| captured.pod.budget.refused(*over))?;
     let (upstream, lease, _active) = connect(&captured, arrival, worker, record).await?;
-    if matches!(upstream, Upstream::Tunnel(..)) {
+    // Of a joined connection the socket onwards is the called pod's.
+    if matches!(upstream, Upstream::Tunnel(..) | Upstream::Joined(_)) {
         share.in_a_tunnel();
     }
     super::copy(captured.stream, upstream, &lease, record.established()).await
@@ -62,7 +63,7 @@ type Connected<'a> = (Upstream, Lease<'a>, Option<Active>);
 async fn connect<'a>(
     captured: &Captured,
     arrival: &'a Arrival,
-    worker: &Worker,
+    worker: &Rc<Worker>,
     record: &mut Record,
 ) -> Result<Connected<'a>, Failure> {
     let shared = &worker.shared;
@@ -76,6 +77,10 @@ async fn connect<'a>(
     record.source.workload.clone_from(&caller.workload);
     let place = caller.workload.as_deref().map_or_else(|| shared.place.clone(), Place::of);
 
+    // Policies may look at the client's address, which a tunnel would have chosen, and not the application.
+    let is_usual = |own: &Workload| own.joinable && own.addresses.contains(&captured.client.ip());
+    let may_join = !shared.always_tunnel && caller.workload.as_deref().is_some_and(is_usual);
+
     let mut avoid = Vec::new();
     let mut failed: Option<DialError> = None;
     loop {
@@ -84,6 +89,7 @@ async fn connect<'a>(
             original_dst: captured.original_dst,
             namespace: &captured.pod.namespace,
             place: &place,
+            may_join,
             avoid: &avoid,
         };
         let resolved = match resolve(&question, |uid| worker.loads.of(uid), fastrand::f64) {
@@ -97,14 +103,20 @@ async fn connect<'a>(
         let endpoint = resolved.next_hop.endpoint().map(|endpoint| endpoint.uid.clone());
         let active = endpoint.as_ref().map(|uid| worker.loads.begin(uid));
 
-        let dialler = Dialler { worker, pod: &captured.pod, caller: &caller, client: captured.client };
+        let dialler =
+            Dialler { worker, pod: &captured.pod, caller: &caller, client: captured.client, meter: record.meter() };
         match lease.unless_ended(dialler.dial(&resolved, &lease)).await? {
             Ok(upstream) => {
                 if let Some(uid) = &endpoint {
                     worker.loads.reached(uid);
                 }
-                if let Upstream::Tunnel(_, peer) = &upstream {
-                    record.destination.identity = Some(peer.clone());
+                match &upstream {
+                    Upstream::Tcp(_) => {}
+                    Upstream::Tunnel(_, peer) => record.destination.identity = Some(peer.clone()),
+                    Upstream::Joined(joined) => {
+                        record.destination.identity = Some(joined.peer().clone());
+                        record.hbone_addr = None;
+                    }
                 }
                 return Ok((upstream, lease, active));
             }

@@ -30,10 +30,18 @@ fn view() -> View {
             workload("shop", "behind").address("10.0.0.4").hbone().waypoint(proxy.clone()).build(),
             workload("shop", "orphan").address("10.0.0.5").hbone().waypoint(lost.clone()).build(),
             workload("shop", "strange").address("10.0.0.6").hbone().account("not a name").build(),
+            workload("shop", "free")
+                .address("10.0.0.10")
+                .hbone()
+                .joinable()
+                .backs(&service_name("shop", "free"), &[(80, 8080)])
+                .build(),
+            workload("shop", "free-behind").address("10.0.0.11").hbone().joinable().waypoint(proxy.clone()).build(),
             workload("shop", "six").address("10.0.0.7").address("fd00::7").hbone().account("six").build(),
         ],
         [
             service("shop", "web").address("10.96.0.1").ports(&[(80, 8080), (443, 0)]).build(),
+            service("shop", "free").address("10.96.0.10").ports(&[(80, 8080)]).build(),
             service("shop", "mixed").address("10.96.0.2").ports(&[(80, 0)]).build(),
             service("shop", "ill").address("10.96.0.3").ports(&[(80, 80)]).build(),
             service("shop", "starting").address("10.96.0.4").ports(&[(80, 80)]).build(),
@@ -51,9 +59,13 @@ fn view() -> View {
 }
 
 fn ask(dialled: &str, avoid: &[WorkloadUid]) -> Result<Resolved, ResolveError> {
-    let place = Place { cluster: "Kubernetes".into(), node: "node-1".into(), ..Place::default() };
+    ask_from("node-1", dialled, avoid, true)
+}
+
+fn ask_from(node: &str, dialled: &str, avoid: &[WorkloadUid], may_join: bool) -> Result<Resolved, ResolveError> {
+    let place = Place { cluster: "Kubernetes".into(), node: node.into(), ..Place::default() };
     let original_dst = dialled.parse().unwrap();
-    let question = Question { view: &view(), original_dst, namespace: CLIENT, place: &place, avoid };
+    let question = Question { view: &view(), original_dst, namespace: CLIENT, place: &place, may_join, avoid };
     resolve(&question, |_| Load::default(), || 0.5)
 }
 
@@ -67,6 +79,24 @@ fn says(resolved: Result<Resolved, ResolveError>) -> String {
             format!("tunnel to {} for {} as {}", hop.to, hop.authority, expect.join("+"))
         }
         Err(error) => error.reason().to_owned(),
+    }
+}
+
+#[test]
+fn only_pods_of_the_callers_node_that_may_be_joined_are() {
+    for (node, dialled, may_join, expected) in [
+        ("node-1", "10.0.0.10:80", true, true),
+        ("node-1", "10.96.0.10:80", true, true),
+        ("node-1", "10.0.0.10:80", false, false),
+        ("node-2", "10.0.0.10:80", true, false),
+        // Nobody said that no policy selects it.
+        ("node-1", "10.0.0.1:80", true, false),
+        // It is a waypoint's traffic.
+        ("node-1", "10.0.0.11:80", true, false),
+    ] {
+        let resolved = ask_from(node, dialled, &[], may_join).unwrap();
+        let NextHop::Tunnel(hop) = resolved.next_hop else { panic!("{dialled} is no tunnel") };
+        assert_eq!(hop.may_join, expected, "{node} {dialled} {may_join}");
     }
 }
 

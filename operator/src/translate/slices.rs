@@ -140,6 +140,7 @@ impl Slice<'_> {
             policies: Vec::new(),
             services: BTreeMap::new(),
             capacity: 1,
+            joinable: false,
         }
     }
 }

@@ -74,6 +74,7 @@ fn a_pod_becomes_a_workload() {
         policies: vec![],
         services: BTreeMap::new(),
         capacity: 1,
+        joinable: false,
     };
     assert_eq!(workload(&manifests), expected);
 }

@@ -70,6 +70,7 @@ fn of_pod(pod: &Pod, node: &str, options: &TranslateOptions) -> Workload {
         policies: Vec::new(),
         services: BTreeMap::new(),
         capacity: 1,
+        joinable: false,
         name: name.name.into(),
         namespace: name.namespace.into(),
     }

@@ -31,6 +31,18 @@ pub enum EndError {
 }
 
 impl EndError {
+    pub(super) fn reset() -> Self {
+        Self::Tcp(io::ErrorKind::ConnectionReset.into())
+    }
+
+    pub(super) fn alike(&self) -> Self {
+        match self {
+            Self::Tcp(error) => Self::Tcp(error.kind().into()),
+            Self::Stream(_) if self.is_reset() => Self::reset(),
+            Self::Stream(error) => Self::Tcp(io::Error::other(error.reason())),
+        }
+    }
+
     /// True if the other side reset it, on purpose or since it is gone; false if it failed in another way.
     #[must_use]
     pub fn is_reset(&self) -> bool {

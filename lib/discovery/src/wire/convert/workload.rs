@@ -16,6 +16,8 @@ use crate::wire::workload as wire;
 
 /// The service account of a workload that names none.
 const DEFAULT_ACCOUNT: &str = "default";
+/// The extension, without a value, of workloads that no NetworkPolicy selects.
+const JOINABLE: &str = "underpass.dev/joinable";
 
 pub(super) fn from_wire(message: &wire::Workload) -> Result<Workload, ConvertError> {
     parse(message).map_err(|wrong| match message.uid.as_str() {
@@ -54,6 +56,7 @@ fn parse(message: &wire::Workload) -> Result<Workload, Wrong> {
         policies: message.authorization_policies.iter().map(|name| name.as_str().into()).collect(),
         services: services(&message.services)?,
         capacity: message.capacity.unwrap_or(1),
+        joinable: message.extensions.iter().any(|extension| extension.name == JOINABLE),
     })
 }
 
@@ -146,6 +149,11 @@ pub fn workload_to_wire(workload: &Workload) -> wire::Workload {
         locality: Some(&workload.locality).filter(|&place| *place != Locality::default()).map(locality_to_wire),
         network_mode: network_mode_to_wire(workload.network_mode).into(),
         capacity: Some(workload.capacity).filter(|&capacity| capacity != 1),
+        extensions: workload
+            .joinable
+            .then(|| wire::Extension { name: JOINABLE.to_owned(), config: None })
+            .into_iter()
+            .collect(),
         ..wire::Workload::default()
     }
 }

@@ -1,0 +1,115 @@
+//! Two pods of this node, joined without a tunnel: the called pod's half, which judges, connects and accounts as for a
+//! peer's stream. The caller's half carries the bytes, and each half ends when the other does.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use http::StatusCode;
+use tokio::{net::TcpStream, sync::oneshot};
+use underpass_hbone::{CopyError, Meter, copy::tcp_with_tcp};
+use underpass_model::{Authority, Identity};
+
+use super::{
+    Failure,
+    inbound::{self, Ends, Target},
+};
+use crate::{
+    account::{Direction, Record},
+    connections::Arrival,
+    pods::Pod,
+    worker::{self, Worker},
+};
+
+/// What one pod asks of another: what a CONNECT would say, and what a handshake would have proven.
+pub(crate) struct Call {
+    /// The called pod.
+    pub(crate) pod: Arc<Pod>,
+    /// Who calls.
+    pub(crate) peer: Identity,
+    /// From where.
+    pub(crate) client: SocketAddr,
+    /// Where a tunnel would end.
+    pub(crate) hbone: SocketAddr,
+    /// Whither.
+    pub(crate) authority: Authority,
+    /// The service that was dialled.
+    pub(crate) told: Option<Arc<str>>,
+    /// Counts the bytes for both halves.
+    pub(crate) meter: Arc<Meter>,
+}
+
+/// The called pod's application, connected and waiting for bytes.
+pub(crate) struct Joined {
+    application: TcpStream,
+    peer: Identity,
+    /// Tells the called pod's half how it ended, and tells us if that half has.
+    over: oneshot::Sender<Result<(), CopyError>>,
+}
+
+type Answer = oneshot::Sender<Result<Joined, StatusCode>>;
+
+impl Call {
+    /// Asks; an error is what a peer would be answered.
+    pub(crate) async fn place(self, worker: &Rc<Worker>) -> Result<Joined, StatusCode> {
+        let (answer, answered) = oneshot::channel();
+        worker::carry(half(self, answer, Rc::clone(worker)));
+        answered.await.unwrap_or(Err(StatusCode::SERVICE_UNAVAILABLE))
+    }
+}
+
+impl Joined {
+    /// Who answered.
+    pub(crate) fn peer(&self) -> &Identity {
+        &self.peer
+    }
+
+    /// Carries the bytes.
+    pub(crate) async fn carry(mut self, downstream: TcpStream, meter: &Meter) -> Result<(), CopyError> {
+        let copied = tokio::select! {
+            // What the called pod's half may no longer carry must not be carried.
+            biased;
+            () = self.over.closed() => return Err(CopyError::upstream_reset()),
+            copied = tcp_with_tcp(downstream, self.application, meter) => copied,
+        };
+        let told = copied.as_ref().copied().map_err(CopyError::alike);
+        // Nobody listens if that half ended at this very moment.
+        drop(self.over.send(told));
+        copied
+    }
+}
+
+async fn half(call: Call, answer: Answer, worker: Rc<Worker>) {
+    let arrival = call.pod.connections.arrive();
+    let mut record = Record::open_with(&worker.books, Direction::Inbound, call.client, Arc::clone(&call.meter));
+    record.source.identity = Some(call.peer.clone());
+    let outcome = answer_for(call, answer, (&arrival, &worker), &mut record).await;
+    record.close(outcome.as_ref().copied().map_err(Failure::failed));
+}
+
+async fn answer_for(
+    call: Call,
+    mut answer: Answer,
+    (arrival, worker): (&Arrival, &Worker),
+    record: &mut Record,
+) -> Result<(), Failure> {
+    let target = Target { authority: Ok(call.authority), told: call.told };
+    let ends = Ends { pod: call.pod, peer: call.peer, client: call.client, hbone: call.hbone };
+    let connected = tokio::select! {
+        connected = inbound::connect(target, (&ends, arrival), worker, record) => connected,
+        () = answer.closed() => return Err(Failure::Cancelled),
+    };
+    match connected {
+        Ok((application, lease, _share)) => {
+            record.established();
+            let (over, ended) = oneshot::channel();
+            let joined = Joined { application, peer: ends.pod.identity.clone(), over };
+            answer.send(Ok(joined)).map_err(|_| Failure::Cancelled)?;
+            let ended = lease.unless_ended(ended).await?;
+            // A caller's half that is dropped has reset the connection.
+            Ok(ended.unwrap_or_else(|_| Err(CopyError::downstream_reset()))?)
+        }
+        Err(failure) => {
+            drop(answer.send(Err(inbound::status(&failure))));
+            Err(failure)
+        }
+    }
+}
