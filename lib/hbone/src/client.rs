@@ -25,6 +25,7 @@ use underpass_identity::tls::{self, Expected, PeerError, check_peer};
 use underpass_model::{Authority, Identity};
 
 use crate::{
+    cork::Cork,
     headers::{Baggage, ConnectHeaders},
     http2,
     keepalive::{Keepalive, Pings},
@@ -312,7 +313,8 @@ where
     let mut builder = http2::client(&options.http2);
     // Until its settings arrive, the peer is taken to allow this many.
     builder.initial_max_send_streams(options.max_streams);
-    let handshake = builder.handshake(stream);
+    let stream = Cork::new(stream);
+    let handshake = builder.handshake(stream.clone());
     let (requests, mut connection) =
         within("http2", options.handshake_deadline, handshake).await?.map_err(ConnectError::Http2)?;
     let pings = Pings::new(connection.ping_pong());
@@ -329,7 +331,7 @@ where
         pings,
         fate,
     });
-    let task = drive(connection, &session, (keepalive, revocation), options.idle);
+    let task = drive((connection, stream), &session, (keepalive, revocation), options.idle);
     underpass_runtime::tasks::spawn_local("tunnel", async {
         task.await;
         ended();
@@ -341,9 +343,11 @@ async fn within<F: Future>(step: &'static str, deadline: Duration, future: F) ->
     timeout(deadline, future).await.map_err(|_| ConnectError::Timeout { step, deadline })
 }
 
+type Transport<IO> = Cork<TlsStream<Wire<IO>>>;
+
 /// Drives a tunnel until it ends: by the peer, by silence, or when nobody needs it.
 fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
-    mut connection: h2::client::Connection<TlsStream<Wire<IO>>, Bytes>,
+    (mut connection, cork): (h2::client::Connection<Transport<IO>, Bytes>, Transport<IO>),
     session: &Rc<Session>,
     (mut keepalive, mut revocation): (Keepalive, Revocation),
     idle: Duration,
@@ -355,6 +359,10 @@ fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
         std::future::poll_fn(|cx| {
             if let Poll::Ready(end) = pin!(&mut connection).poll(cx) {
                 tracing::debug!(error = ?end.err(), "tunnel ended");
+                return Poll::Ready(());
+            }
+            if let Poll::Ready(Err(error)) = cork.poll_release(cx) {
+                tracing::debug!(%error, "tunnel ended");
                 return Poll::Ready(());
             }
             if revocation.poll(cx).is_ready() {

@@ -14,7 +14,8 @@ pub struct Http2Options {
     pub connection_window: u32,
     /// The largest frame we take; 1 MiB.
     pub frame_size: u32,
-    /// What one stream may have waiting to be written; 1 MiB.
+    /// What one stream may have waiting to be written; 256 KiB, which is one large write. With more, the bytes of many
+    /// streams have left the caches before their turn comes.
     pub send_buffer: usize,
     /// The largest header list we take; 64 KiB.
     pub header_list: u32,
@@ -26,7 +27,7 @@ impl Default for Http2Options {
             stream_window: 1 << 20,
             connection_window: 16 << 20,
             frame_size: 1 << 20,
-            send_buffer: 1 << 20,
+            send_buffer: 256 << 10,
             header_list: 64 << 10,
         }
     }

@@ -13,6 +13,7 @@
 mod buffers;
 pub mod client;
 pub mod copy;
+mod cork;
 pub mod headers;
 pub mod held;
 mod http2;

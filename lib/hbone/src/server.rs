@@ -32,6 +32,7 @@ use underpass_identity::{
 use underpass_model::{Authority, AuthorityError, Identity};
 
 use crate::{
+    cork::Cork,
     headers::{Baggage, ConnectHeaders},
     http2::{self, Http2Options},
     keepalive::{Keepalive, KeepaliveOptions, Pings},
@@ -153,12 +154,14 @@ where
     if session.alpn_protocol() != Some(tls::ALPN) {
         return Err(AcceptError::Protocol);
     }
-    let handshake = http2::server(&options.http2, options.max_streams).handshake(stream);
+    let cork = Cork::new(stream);
+    let handshake = http2::server(&options.http2, options.max_streams).handshake(cork.clone());
     let mut http2: Http2<IO> = Box::new(handshake.await.map_err(AcceptError::Http2)?);
     let keepalive = Keepalive::new(&options.keepalive, heard, Pings::new(http2.ping_pong()));
     Ok(ServerConnection {
         peer,
         http2,
+        cork,
         keepalive,
         expiry,
         revocation,
@@ -169,12 +172,14 @@ where
     })
 }
 
-type Http2<IO> = Box<h2::server::Connection<TlsStream<Wire<IO>>, Bytes>>;
+type Transport<IO> = Cork<TlsStream<Wire<IO>>>;
+type Http2<IO> = Box<h2::server::Connection<Transport<IO>, Bytes>>;
 
 /// The server's end of a tunnel. Dropping it cuts the tunnel and all its streams.
 pub struct ServerConnection<IO = TcpStream> {
     peer: Identity,
     http2: Http2<IO>,
+    cork: Transport<IO>,
     keepalive: Keepalive,
     /// Until a certificate that made the tunnel expires.
     expiry: Pin<Box<Sleep>>,
@@ -232,6 +237,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             Poll::Ready(None) => return self.end(&"closed"),
             Poll::Pending => {}
         }
+        if let Poll::Ready(Err(error)) = self.cork.poll_release(cx) {
+            return self.end(&error);
+        }
         if let State::Closing(deadline) = &mut self.state
             && deadline.as_mut().poll(cx).is_ready()
         {
@@ -240,7 +248,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
         if self.keepalive.poll_dead(cx).is_ready() {
             self.http2.abrupt_shutdown(Reason::NO_ERROR);
             // It hardly leaves, the peer being gone; if it is only slow it learns what happened.
-            let _flushed = self.http2.poll_closed(cx);
+            let _flushed = (self.http2.poll_closed(cx), self.cork.poll_release(cx));
             return self.end(&"the peer is silent");
         }
         Poll::Pending
