@@ -168,6 +168,16 @@ impl Cluster {
         process::run(command, None, SHORT)?.ok().with_context(|| format!("on {node}: {}", argv.join(" ")))
     }
 
+    /// Cuts a node's power and starts it again.
+    ///
+    /// # Errors
+    /// If it does not start, or the cluster is not one of ours.
+    pub fn reboot(&self, node: &str) -> Result<()> {
+        let mut command = script(self.name()?);
+        command.args(["reboot", node]);
+        process::run(command, None, SHORT)?.ok().with_context(|| format!("rebooting {node}")).map(drop)
+    }
+
     /// The types of the plugins that a node's runtime calls for each pod, in order.
     ///
     /// # Errors

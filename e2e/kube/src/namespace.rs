@@ -90,7 +90,8 @@ impl Namespace {
     /// # Errors
     /// If there are none, or they cannot be read.
     pub fn pods(&self, workload: &str) -> Result<Vec<Pod>> {
-        let list = self.cluster.get(&["pods", "--namespace", &self.name, "--selector", &format!("app={workload}")])?;
+        let list =
+            self.cluster.get(&["pods", "--namespace", &self.name, "--selector", &format!("workload={workload}")])?;
         let items = list.get("items").and_then(Value::as_array).context("a list without items")?;
         items.iter().map(Pod::read).collect()
     }

@@ -8,13 +8,14 @@ pub struct Workload {
     name: String,
     replicas: u16,
     node: Option<String>,
+    label: String,
 }
 
 impl Workload {
     /// One pod, on any node.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), replicas: 1, node: None }
+        Self { name: name.to_owned(), replicas: 1, node: None, label: name.to_owned() }
     }
 
     /// So many pods.
@@ -31,13 +32,20 @@ impl Workload {
         self
     }
 
+    /// Its pods have another workload's label `app`, so that Services take them for that one's.
+    #[must_use]
+    pub fn labelled(mut self, app: &str) -> Self {
+        self.label = app.to_owned();
+        self
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The objects, as text.
     pub(crate) fn manifests(&self, tag: &str) -> String {
-        let labels = json!({ "app": self.name });
+        let labels = json!({ "app": self.label, "workload": self.name });
         let node = self.node.as_ref().map(|node| json!({ "kubernetes.io/hostname": node }));
         let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": self.name } });
         let deployment = json!({
@@ -68,7 +76,7 @@ impl Workload {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": { "name": self.name },
-            "spec": { "selector": labels, "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] },
+            "spec": { "selector": { "app": self.label }, "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] },
         });
         [account, deployment, service].map(|object| format!("{object}\n")).join("---\n")
     }

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Answers every request with a line that names both ends.
+/// Answers every request with a line that names both ends; `/host` with the name of its pod.
 fn serve(name: &str, port: &str) -> Result<()> {
     let listener = TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port.parse()?))?;
     thread::scope(|scope| {
@@ -61,9 +61,11 @@ fn answer(name: &str, connection: &TcpStream) -> Result<()> {
         SocketAddr::V4(address) => (*address.ip()).into(),
     };
     let body = format!("i am {name}, you are {peer}");
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
     let mut requests = BufReader::new(connection);
     while let Some(first) = head(&mut requests)?.into_iter().next() {
         println!("{peer} {first}");
+        let body = if first.starts_with("GET /host ") { &host } else { &body };
         write!(&mut &*connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
     }
     Ok(())

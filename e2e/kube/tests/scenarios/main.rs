@@ -1,4 +1,11 @@
 //! Scenarios on real Kubernetes: one behaviour a file.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are tests, which clippy does not see"
+)]
+
 mod chain;
+mod images;
 mod services;
