@@ -11,13 +11,13 @@ pub enum Source {
     Given(PathBuf),
 }
 
-/// What the environment says: `UNDERPASS_KUBECONFIG`, the file of a cluster that is there; or `UNDERPASS_CLUSTER`, the
+/// What the environment says: `UNDERPASS_KUBECONFIG`, the file of a cluster that is there; or `UNDERPASS_TEST_CLUSTER`, the
 /// name of one of ours.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "here is where the environment is read")]
 pub fn source() -> Source {
     match env::var("UNDERPASS_KUBECONFIG") {
         Ok(file) => Source::Given(file.into()),
-        Err(_) => Source::Ours(env::var("UNDERPASS_CLUSTER").unwrap_or_else(|_| "default".to_owned())),
+        Err(_) => Source::Ours(env::var("UNDERPASS_TEST_CLUSTER").unwrap_or_else(|_| "default".to_owned())),
     }
 }
