@@ -120,11 +120,14 @@ impl ListFile {
     fn read(&mut self) -> Result<Option<RevocationLists>, ListFileError> {
         let metadata = std::fs::metadata(&self.path)?;
         let look = (metadata.dev(), metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
-        if self.seen.replace(look) == Some(look) {
+        if self.seen == Some(look) {
             return Ok(None);
         }
+        let contents = std::fs::read(&self.path)?;
+        // Not before it could be read: a change of its mode is none of its time.
+        self.seen = Some(look);
         self.complained = false;
-        Ok(Some(RevocationLists::read(&std::fs::read(&self.path)?)?))
+        Ok(Some(RevocationLists::read(&contents)?))
     }
 }
 
@@ -149,6 +152,11 @@ mod tests {
             revocations.find(&presented).is_some()
         };
         assert!(!revoked(&mut file), "there is none yet");
+        // What cannot be read at first is read as soon as it can be, also if nothing else about it changes.
+        fs::create_dir(&path).unwrap();
+        file.look(&revocations);
+        assert_eq!(file.seen, None);
+        fs::remove_dir(&path).unwrap();
         fs::write(&path, authority.revocation_list_pem(&leaf.certificate.chain()[0])).unwrap();
         assert!(revoked(&mut file));
         fs::remove_file(&path).unwrap();
@@ -156,6 +164,9 @@ mod tests {
         fs::write(&path, "no list").unwrap();
         assert!(revoked(&mut file));
         fs::write(&path, "").unwrap();
+        assert!(revoked(&mut file), "that is how a file begins to be written anew");
+        let other = authority.issue(&"spiffe://cluster.local/ns/shop/sa/other".parse().unwrap());
+        fs::write(&path, authority.revocation_list_pem(&other.certificate.chain()[0])).unwrap();
         assert!(!revoked(&mut file), "taken back by a whole file");
     }
 }

@@ -13,6 +13,9 @@ use x509_parser::{
     prelude::{CertificateRevocationList, FromDer as _, X509Extension},
 };
 
+/// What each section of PEM begins with.
+const BEGIN: &[u8] = b"-----BEGIN ";
+
 /// Serial numbers that are revoked, by the authority that gave them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RevocationLists(HashMap<Box<[u8]>, HashSet<SerialNumber>>);
@@ -39,7 +42,8 @@ pub enum ListError {
 }
 
 impl RevocationLists {
-    /// Reads one list in DER, or any number of them in PEM.
+    /// Reads one list in DER, or any number of them in PEM, but not none: whoever revokes nobody says so by an empty list.
+    /// A file that is just being written must not be taken for one that revokes fewer.
     ///
     /// # Errors
     /// [`ListError`], when one of them cannot be used; then none is.
@@ -55,8 +59,12 @@ impl RevocationLists {
         for (index, section) in sections.iter().map(Pem::contents).enumerate() {
             lists.add(index, section)?;
         }
-        if sections.is_empty() && !contents.trim_ascii().is_empty() {
+        if sections.is_empty() {
             return Err(malformed(0, "neither PEM nor DER".to_owned()));
+        }
+        // The reader of PEM passes over what has no end.
+        if contents.windows(BEGIN.len()).filter(|window| *window == BEGIN).count() != sections.len() {
+            return Err(malformed(sections.len(), "it is cut short".to_owned()));
         }
         Ok(lists)
     }
