@@ -1,13 +1,11 @@
 //! Manifests that somebody wrote, and what the operator makes of them.
 
-use std::collections::BTreeMap;
-
 use underpass_discovery::wire::convert::{
     Addressed, address_from_wire, policy_from_wire, policy_to_wire, service_to_wire, workload_to_wire,
 };
 use underpass_discovery::wire::workload::{Address, address::Type};
 use underpass_objects::{Objects, manifest};
-use underpass_operator::translate::{TranslateOptions, translate};
+use underpass_operator::translate::{Reports, TranslateOptions, translate};
 use underpass_policy::{Action, AnyOf, Policy, Rule};
 
 /// A file: read whole or not at all, with an error that leads to a line of it. What the operator makes of it, node
@@ -40,7 +38,7 @@ fn twice(input: &[u8], objects: usize) {
 }
 
 fn published(objects: &Objects) {
-    let mesh = translate(objects, &BTreeMap::new(), &TranslateOptions::default());
+    let mesh = translate(objects, &Reports::default(), &TranslateOptions::default());
     for (uid, mut workload) in mesh.workloads {
         assert_eq!(uid, workload.uid);
         if workload.service_account.is_empty() {

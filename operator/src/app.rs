@@ -8,11 +8,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use imbl::OrdMap;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 use tonic::{Status as RpcStatus, metadata::MetadataMap, service::InterceptorLayer, transport::Server};
 use underpass_discovery::server::Publisher;
 use underpass_model::{Identity, TrustDomain};
-use underpass_objects::{Directory, Snapshot, StatusDirectory, status::StatusError};
+use underpass_objects::Snapshot;
 use underpass_runtime::{Shutdown, admin::Readiness, tasks};
 
 use crate::{
@@ -21,11 +22,14 @@ use crate::{
         self, Attest, Authenticate as _, Authenticator, Authority, CertificateService, FileState, Limits, NodeName,
         NotAttested, OpenError, Prepare, Serving, SharedStore, serving::ServingError, state::FileError,
     },
+    census::Count,
+    cluster::status::Told,
     config::Config,
     publication::Publication,
+    pushes::{self, Push},
     revocations,
+    source::{self, Source, SourceError, Telling},
     tokens::NodeTokens,
-    withdrawal::{Attendance, Withdrawals},
 };
 
 /// How long open calls may take to end after the operator was asked to stop.
@@ -61,9 +65,9 @@ pub enum StartError {
     /// There is no certificate to serve with.
     #[error("serving certificate")]
     Serving(#[from] ServingError),
-    /// The status directory cannot be used.
-    #[error("status directory")]
-    Status(#[from] StatusError),
+    /// There are no objects.
+    #[error(transparent)]
+    Source(#[from] SourceError),
 }
 
 /// A running operator.
@@ -77,6 +81,10 @@ pub struct Running {
     pub publisher: Publisher,
     /// The objects as it sees them.
     pub objects: watch::Receiver<Snapshot>,
+    /// What people should know of their objects.
+    pub told: watch::Receiver<Told>,
+    /// How far the enrolment of namespaces has come.
+    pub counts: watch::Receiver<OrdMap<String, Count>>,
     server: JoinHandle<()>,
 }
 
@@ -93,14 +101,11 @@ impl Running {
 /// # Errors
 /// [`StartError`] with the part that cannot begin.
 pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) -> Result<Running, StartError> {
-    let status_directory = StatusDirectory::open(&config.status)?;
+    let client = source::connect(config).await?;
     let (tokens, tokens_task) =
         NodeTokens::open(&config.node_tokens).map_err(unlistable("node tokens", &config.node_tokens))?;
     let store: SharedStore = Arc::new(FileState::open(&config.state)?);
     let authority = Authority::open(store, config.authority_options(), SystemTime::now()).await?;
-    // After the store, which makes the state directory and sees to it that nobody else can write there.
-    let directory = Directory::open_keeping(&config.objects, &config.state.join("objects"));
-    let directory = directory.map_err(unlistable("objects", &config.objects))?;
     let tls = Serving::config(&authority, &config.serving_names)?;
     let unbound = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
@@ -108,16 +113,21 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
 
     let publisher = Publisher::new();
     revocations::publish(&authority.told().borrow(), &publisher);
-    let (objects, objects_task) = directory.watch();
-    let (status, status_task) = status_directory.watch();
-    let attendance = Attendance::new(publisher.clone(), tokens.clone());
+    let (pushes, pushed) = watch::channel(Push::default());
+    let telling = Telling::default();
+    // After the store, which makes the state directory and sees to it that nobody else can write there.
+    let Source { objects, reporting } = match &client {
+        Some(client) => source::of_cluster(client, config.place(), &publisher, &telling, shutdown),
+        None => source::of_directory(config, &tokens, &publisher, shutdown)?,
+    };
     let publication = Publication {
         objects: objects.clone(),
-        status: status.clone(),
+        reporting,
         options: config.translate_options(),
         publisher: publisher.clone(),
         readiness: readiness.clone(),
-        withdrawals: Withdrawals::new(publisher.clone(), status_directory, status, attendance.clone()),
+        telling: telling.clone(),
+        pushes,
     };
     let subscribers = publisher.clone();
     let revoked = move |node: &NodeName| {
@@ -125,12 +135,10 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
         subscribers.expel(node.as_str());
     };
     // Without any one of these the operator would go on half-dead.
-    tasks::root("objects", objects_task.run(shutdown.clone()), shutdown);
-    tasks::root("status", status_task.run(shutdown.clone()), shutdown);
     tasks::root("node tokens", tokens_task.run(revoked, shutdown.clone()), shutdown);
     tasks::root("revocations", revocations::run(authority.told(), publisher.clone(), shutdown.clone()), shutdown);
     tasks::root("authority", authority.clone().run(shutdown.clone()), shutdown);
-    tasks::root("attendance", until(shutdown.clone(), attendance.watch()), shutdown);
+    tasks::root("pushes", pushes::measure(publisher.clone(), pushed, shutdown.clone()), shutdown);
     tasks::root("publication", publication.run(readiness.pending("mesh"), shutdown.clone()), shutdown);
 
     let attest = PodsOnNode { objects: objects.clone(), trust_domain: config.trust_domain.clone() };
@@ -164,14 +172,15 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     };
     let server = tasks::root("server", serve, shutdown);
     tracing::info!(%address, trust_domain = %config.trust_domain, "serving discovery and certificates");
-    Ok(Running { address, authority, publisher, objects, server })
-}
-
-async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {
-    tokio::select! {
-        () = shutdown.requested() => {}
-        () = work => {}
-    }
+    Ok(Running {
+        address,
+        authority,
+        publisher,
+        objects,
+        told: telling.told.subscribe(),
+        counts: telling.counts.subscribe(),
+        server,
+    })
 }
 
 fn unlistable<'a>(what: &'static str, path: &'a std::path::Path) -> impl FnOnce(io::Error) -> StartError + 'a {

@@ -16,7 +16,7 @@ pub fn attest(
     node: &str,
     identity: &Identity,
 ) -> Result<(), NotAttested> {
-    let mut pods = objects.pods.iter().filter(|(name, _)| name.namespace == identity.namespace());
+    let mut pods = objects.pods_in(identity.namespace());
     let runs_here = pods.any(|(_, pod)| {
         pod::node(pod) == Some(node)
             && pod::service_account(pod) == identity.service_account()

@@ -2,24 +2,40 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use underpass_model::{TrustDomain, names::DEFAULT_CLUSTER};
+use underpass_model::{
+    TrustDomain,
+    names::{DEFAULT_CLUSTER, SYSTEM_NAMESPACE},
+};
 use underpass_runtime::{
     admin::{LoopbackError, loopback},
     telemetry::LogOptions,
 };
 
-use crate::{ca::AuthorityOptions, translate::TranslateOptions};
+use crate::{ca::AuthorityOptions, cluster::Place, translate::TranslateOptions};
 
 /// Turns Kubernetes objects into a mesh: serves discovery and signs certificates
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "underpass-operator", version)]
 pub struct Config {
     /// Directory of Kubernetes manifests to read the objects from (YAML or JSON; watched)
-    #[arg(long, env = "UNDERPASS_OBJECTS", value_name = "DIRECTORY")]
-    pub objects: PathBuf,
+    #[arg(long, env = "UNDERPASS_OBJECTS", value_name = "DIRECTORY", requires = "status")]
+    #[arg(required_unless_present_any = ["kubernetes", "kubeconfig"])]
+    pub objects: Option<PathBuf>,
     /// Directory in which node agents report what is captured, and are answered
     #[arg(long, env = "UNDERPASS_STATUS", value_name = "DIRECTORY")]
-    pub status: PathBuf,
+    pub status: Option<PathBuf>,
+    /// Read the objects from the API server of the cluster in which this runs
+    #[arg(long, env = "UNDERPASS_KUBERNETES", conflicts_with = "objects")]
+    pub kubernetes: bool,
+    /// Read the objects from the API server that this kubeconfig names
+    #[arg(long, env = "UNDERPASS_KUBECONFIG", value_name = "FILE", conflicts_with = "objects")]
+    pub kubeconfig: Option<PathBuf>,
+    /// On Kubernetes, the namespace of the operator's own objects
+    #[arg(long, env = "UNDERPASS_NAMESPACE", default_value = SYSTEM_NAMESPACE, value_name = "NAME")]
+    pub namespace: String,
+    /// On Kubernetes, the name of this operator among the others: that of its pod
+    #[arg(long, env = "POD_NAME", default_value_t = host_name(), value_name = "NAME")]
+    pub instance: String,
     /// Directory of the root certificate and its key; made if missing, open to nobody else
     #[arg(long, env = "UNDERPASS_STATE", value_name = "DIRECTORY")]
     pub state: PathBuf,
@@ -96,6 +112,11 @@ fn debugging_address(text: &str) -> Result<PageAddress, LoopbackError> {
     if text == "none" { Ok(PageAddress(None)) } else { loopback(text).map(|address| PageAddress(Some(address))) }
 }
 
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "operator".into())
+}
+
 impl Config {
     /// What the certificate authority needs of it. Times that would leave certificates without a valid issuer, or peers
     /// without the root of one, are lengthened.
@@ -110,6 +131,18 @@ impl Config {
             given: self.given_ca.clone(),
             warn_before: Duration::from_secs(u64::from(self.expiry_warning_days) * 86_400),
         }
+    }
+
+    /// Whether the objects come from an API server.
+    #[must_use]
+    pub fn is_on_kubernetes(&self) -> bool {
+        self.kubernetes || self.kubeconfig.is_some()
+    }
+
+    /// Who and where this operator is.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place { namespace: self.namespace.clone(), name: self.instance.clone() }
     }
 
     /// What translation needs of it.
@@ -165,6 +198,22 @@ mod tests {
         assert_eq!(times(&short), [10, 20, 10]);
         let apart = ["--certificate-ttl", "10", "--issuing-ttl", "25", "--root-overlap", "12"];
         assert_eq!(times(&apart), [10, 25, 12]);
+    }
+
+    #[test]
+    fn objects_come_from_one_place() {
+        let rest = ["--state", "k", "--node-tokens", "t"];
+        let from = |flags: &[&str]| Config::try_parse_from(["operator"].iter().chain(flags).chain(&rest));
+        for (flags, is_on_kubernetes) in [
+            (&["--objects", "o", "--status", "s"][..], false),
+            (&["--kubernetes"], true),
+            (&["--kubeconfig", "f"], true),
+        ] {
+            assert_eq!(from(flags).unwrap().is_on_kubernetes(), is_on_kubernetes, "{flags:?}");
+        }
+        for bad in [&[][..], &["--objects", "o"], &["--objects", "o", "--status", "s", "--kubernetes"]] {
+            assert!(from(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

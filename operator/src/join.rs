@@ -3,9 +3,7 @@
 //! Whoever enforces NetworkPolicies does it where a pod's packets cross its interface, and joined bytes do not. So one
 //! such object, of whoever's kind and whomever it selects, and none may be joined; nor if objects cannot all be seen.
 
-use underpass_model::NetworkMode;
-
-use crate::translate::Translation;
+use underpass_model::{NetworkMode, Workload};
 
 /// Whether any of these kinds (`Kind.group`) is enforced at the interfaces of pods: Kubernetes' own, Calico's, Cilium's
 /// and Antrea's policies, the cluster-wide ones too, all end so.
@@ -13,21 +11,17 @@ pub(crate) fn needs_interfaces<'a>(mut kinds: impl Iterator<Item = &'a String>) 
     kinds.any(|kind| kind.split('.').next().is_some_and(|kind| kind.ends_with("NetworkPolicy")))
 }
 
-/// Marks every pod that has a network namespace of its own.
-pub(crate) fn mark(translation: &mut Translation) {
-    for workload in translation.workloads.values_mut() {
-        workload.joinable = workload.uid.is_pod() && workload.network_mode == NetworkMode::Standard;
-    }
+/// Whether a pod has a network namespace of its own, which joining needs.
+pub(crate) fn has_own_namespace(workload: &Workload) -> bool {
+    workload.uid.is_pod() && workload.network_mode == NetworkMode::Standard
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use underpass_objects::{Objects, manifest};
 
     use super::*;
-    use crate::translate::{TranslateOptions, translate};
+    use crate::translate::{Reports, TranslateOptions, Translator};
 
     #[test]
     fn any_network_policy_of_anybody_counts() {
@@ -52,9 +46,11 @@ mod tests {
         let text = pod("own", "") + &pod("host", ", hostNetwork: true");
         let read = manifest::read(text.as_bytes()).unwrap().objects;
         let objects: Objects = read.into_values().map(|located| located.object).collect();
-        let mut translation = translate(&objects, &BTreeMap::new(), &TranslateOptions::default());
-        mark(&mut translation);
-        let marked: Vec<_> = translation.workloads.values().filter(|one| one.joinable).map(|one| &*one.name).collect();
-        assert_eq!(marked, ["own"]);
+        for (can_join, expected) in [(true, &["own"][..]), (false, &[])] {
+            let changes = Translator::new(TranslateOptions::default()).update(&objects, &Reports::default(), can_join);
+            let workloads = changes.workloads.values().flatten();
+            let marked: Vec<_> = workloads.filter(|one| one.joinable).map(|one| &*one.name).collect();
+            assert_eq!(marked, expected);
+        }
     }
 }

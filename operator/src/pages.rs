@@ -3,58 +3,35 @@
 use std::time::SystemTime;
 
 use http::{Method, Request, StatusCode};
-use serde_json::json;
-use underpass_discovery::wire::ResourceType;
+use imbl::OrdMap;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use underpass_discovery::{server::Publisher, wire::ResourceType};
+use underpass_objects::Snapshot;
 use underpass_runtime::admin::{Answer, Pages, json, text};
 
 use crate::{
     app::Running,
     ca::{Authority, OpenError, Revoke},
+    census::{Count, Enrolled},
+    cluster::status::Told,
 };
 
 impl Running {
-    /// Debugging pages: `/problems` with files that are not taken, `/subscribers` with how far each has come, `/authority`
-    /// with roots, issuing certificate and revocations. What changes something is a POST: `/rotate?what=root|issuing` and
+    /// Debugging pages: `/problems` with what is not taken, `/policies` with what became of the mesh's own objects,
+    /// `/namespaces` with how far their enrolment has come, `/subscribers` with how far each has come, `/authority` with
+    /// roots, issuing certificate and revocations. What changes something is a POST: `/rotate?what=root|issuing` and
     /// `/revoke?identity=SPIFFE-ID` or `?serial=HEX`.
     #[must_use]
     pub fn pages(&self) -> Pages {
-        let (objects, publisher) = (self.objects.clone(), self.publisher.clone());
-        let problems = move |_| {
-            let snapshot = objects.borrow().clone();
-            async move {
-                let problems = snapshot.problems.iter().map(|problem| {
-                    json!({
-                        "of": problem.origin.to_string(),
-                        "in_force": if problem.is_lost { "nothing" } else { "its last good state" },
-                        "line": problem.error.line(),
-                        "field": problem.error.field(),
-                        "reason": problem.error.reason(),
-                        "message": problem.error.to_string(),
-                    })
-                });
-                let problems: Vec<_> = problems.collect();
-                json(json!({ "problems": problems, "ignored": *snapshot.ignored }).to_string())
-            }
-        };
+        let publisher = self.publisher.clone();
         let subscribers = move |_| {
-            let publisher = publisher.clone();
-            async move {
-                let subscribers = publisher.subscribers().into_iter().map(|subscriber| {
-                    json!({
-                        "node": &*subscriber.name,
-                        "id": subscriber.node_id,
-                        "connected_seconds": seconds_since(subscriber.since),
-                        "answered": subscriber.answered,
-                        "refusal": subscriber.refusal.map(|refusal| refusal.message),
-                    })
-                });
-                let subscribers: Vec<_> = subscribers.collect();
-                let resources = publisher.count(ResourceType::Address);
-                let page =
-                    json!({ "version": publisher.version(), "resources": resources, "subscribers": subscribers });
-                json(page.to_string())
-            }
+            let page = subscribers(&publisher).to_string();
+            async move { json(page) }
         };
+        let pages = of_newest(Pages::new(), "/problems", &self.objects, problems);
+        let pages = of_newest(pages, "/policies", &self.told, policies);
+        let pages = of_newest(pages, "/namespaces", &self.counts, namespaces);
         let authority = self.authority.clone();
         let shown = move |_| {
             let status = json!(authority.status());
@@ -63,13 +40,74 @@ impl Running {
         let (rotating, revoking) = (self.authority.clone(), self.authority.clone());
         let rotate = move |request: Request<()>| rotate(rotating.clone(), parameter(&request));
         let revoke = move |request: Request<()>| revoke(revoking.clone(), parameter(&request));
-        Pages::new()
-            .page(Method::GET, "/problems", problems)
+        pages
             .page(Method::GET, "/subscribers", subscribers)
             .page(Method::GET, "/authority", shown)
             .page(Method::POST, "/rotate", rotate)
             .page(Method::POST, "/revoke", revoke)
     }
+}
+
+/// A page that is made of the newest value.
+fn of_newest<T: Send + Sync + 'static>(
+    pages: Pages,
+    path: &'static str,
+    values: &watch::Receiver<T>,
+    make: fn(&T) -> Value,
+) -> Pages {
+    let values = values.clone();
+    pages.page(Method::GET, path, move |_| {
+        let page = make(&values.borrow()).to_string();
+        async move { json(page) }
+    })
+}
+
+fn problems(snapshot: &Snapshot) -> Value {
+    let problems = snapshot.problems.iter().map(|problem| {
+        json!({
+            "of": problem.origin.to_string(),
+            "in_force": if problem.is_lost { "nothing" } else { "its last good state" },
+            "line": problem.error.line(),
+            "field": problem.error.field(),
+            "reason": problem.error.reason(),
+            "message": problem.error.to_string(),
+        })
+    });
+    json!({ "problems": problems.collect::<Vec<_>>(), "ignored": *snapshot.ignored })
+}
+
+fn policies(told: &Told) -> Value {
+    let objects = told.objects.iter().map(|(verdict, _)| {
+        json!({
+            "object": verdict.key.to_string(),
+            "reason": verdict.accepted.word(),
+            "message": verdict.message,
+        })
+    });
+    json!({ "version": told.version, "objects": objects.collect::<Vec<_>>() })
+}
+
+fn namespaces(counts: &OrdMap<String, Count>) -> Value {
+    let namespaces = counts.iter().map(|(name, count)| {
+        let reason = count.enrolled().map(Enrolled::word);
+        (name.clone(), json!({ "reason": reason, "message": count.message() }))
+    });
+    Value::Object(namespaces.collect())
+}
+
+fn subscribers(publisher: &Publisher) -> Value {
+    let subscribers = publisher.subscribers().into_iter().map(|subscriber| {
+        json!({
+            "node": &*subscriber.name,
+            "id": subscriber.node_id,
+            "connected_seconds": seconds_since(subscriber.since),
+            "answered": subscriber.answered,
+            "refusal": subscriber.refusal.map(|refusal| refusal.message),
+        })
+    });
+    let subscribers: Vec<_> = subscribers.collect();
+    let resources = publisher.count(ResourceType::Address);
+    json!({ "version": publisher.version(), "resources": resources, "subscribers": subscribers })
 }
 
 /// The only parameter of a request, if there is one.

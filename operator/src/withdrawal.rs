@@ -12,7 +12,7 @@ use tokio::{sync::watch, time};
 use underpass_discovery::server::Publisher;
 use underpass_model::PodUid;
 use underpass_objects::{CaptureState, Status, StatusDirectory};
-use underpass_runtime::tasks;
+use underpass_runtime::{Shutdown, metrics::catalogue, tasks};
 
 use crate::tokens::NodeTokens;
 
@@ -94,9 +94,7 @@ impl Withdrawals {
                     continue;
                 }
                 match directory.answer_withdrawn(&pod, generation) {
-                    Ok(()) => {
-                        metrics::counter!("underpass_operator_withdrawals_total", "result" => result).increment(1)
-                    }
+                    Ok(()) => catalogue::OPERATOR_WITHDRAWALS.with([result]).increment(1),
                     Err(error) => tracing::warn!(%error, "agent is not told that its pod may leave"),
                 }
             }
@@ -116,11 +114,14 @@ impl Attendance {
         Self { publisher, tokens, seen: Arc::default(), began: Instant::now() }
     }
 
-    /// Looks around now and then for as long as it is polled.
-    pub async fn watch(self) {
+    /// Looks around now and then until asked to stop.
+    pub async fn watch(self, shutdown: Shutdown) {
         loop {
             self.absent();
-            time::sleep(FORGOTTEN / 10).await;
+            tokio::select! {
+                () = shutdown.requested() => return,
+                () = time::sleep(FORGOTTEN / 10) => {}
+            }
         }
     }
 

@@ -14,8 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use underpass_discovery::{
-    Mesh, Store, View,
-    client::{self, ClientOptions},
+    Mesh, View,
     wire::xds::{DeltaDiscoveryRequest, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient},
 };
 use underpass_identity::{AuthorityError, CertificateAuthority as _, GrpcAuthority, Issued, KeyPair};
@@ -32,8 +31,9 @@ use underpass_runtime::{
 };
 
 const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
-/// Nothing takes so long; what does has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+mod support;
+
+use support::{PATIENCE, eventually, see};
 
 /// An operator on loopback with directories of its own.
 struct Bench {
@@ -100,21 +100,11 @@ impl Bench {
     }
 
     fn control(&self, node: &str) -> Control {
-        Control::new(ControlOptions {
-            address: format!("https://{}", self.running.address),
-            root_file: self.path("state/root.pem"),
-            server_name: "underpass-operator.underpass-system.svc".into(),
-            token_file: self.path("tokens").join(node),
-        })
+        support::control(&self.running, self.home.path(), node)
     }
 
-    /// The mesh as a node proxy sees it.
     fn subscribe(&self, node: &str) -> Mesh {
-        let store = Store::new();
-        let mesh = store.mesh();
-        let options = ClientOptions { node_id: node.into(), ..ClientOptions::default() };
-        tokio::spawn(client::run(self.control(node), options, store, self.shutdown.clone()));
-        mesh
+        support::subscribe(self.control(node), node, &self.shutdown)
     }
 
     async fn sign(&self, node: &str, identity: &Identity) -> Result<Issued, AuthorityError> {
@@ -123,20 +113,6 @@ impl Bench {
         let answer = GrpcAuthority::new(self.control(node)).sign(csr, identity, Duration::from_secs(3600)).await?;
         Ok(Issued::from_answer(&answer, key, identity, std::time::SystemTime::now()).unwrap())
     }
-}
-
-async fn see(mesh: &Mesh, what: &str, satisfied: impl Fn(&View) -> bool) -> Arc<View> {
-    tokio::time::timeout(PATIENCE, mesh.wait_until(satisfied)).await.unwrap_or_else(|_| panic!("never seen: {what}"))
-}
-
-/// Looks again and again: for what has no notification.
-async fn eventually(what: &str, satisfied: impl AsyncFn() -> bool) {
-    let all = async {
-        while !satisfied().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("never happened: {what}"));
 }
 
 fn web(view: &View) -> Option<Arc<Workload>> {

@@ -67,6 +67,8 @@ pub const DEFAULT_CLUSTER: &str = "Kubernetes";
 const OWN_PREFIX: &str = "underpass.dev/";
 /// Pod condition: true while the pod takes tunnels, false while it leaves; written by the node's agent.
 pub const CAPTURED_CONDITION: &str = "underpass.dev/Captured";
+/// Namespace condition: whether its pods are captured, written by the operator.
+pub const ENROLLED_CONDITION: &str = "underpass.dev/Enrolled";
 /// Pod condition: no subscriber believes any more that a leaving pod takes tunnels; written by the operator.
 pub const WITHDRAWN_CONDITION: &str = "underpass.dev/Withdrawn";
 

@@ -10,12 +10,15 @@ pub mod report;
 mod table;
 mod trim;
 
-use std::{collections::BTreeSet, fmt, future::Future};
+use std::{collections::BTreeSet, fmt, future::Future, time::SystemTime};
 
 use tokio::sync::{mpsc, watch};
-use underpass_runtime::{Shutdown, tasks};
+use underpass_runtime::{Shutdown, metrics::catalogue, tasks};
 
-pub use self::connect::{ConnectError, connect};
+pub use self::{
+    connect::{ConnectError, connect},
+    kind::resource,
+};
 use self::{
     feed::{Feed, Update},
     table::Table,
@@ -104,10 +107,10 @@ impl ClusterTask {
             };
             // The feeds end only when asked to.
             let Some((kind, update)) = first else { return shutdown.requested().await };
-            table.take(kind, update);
+            table.take(kind, count(kind, update));
             // Whatever else is there already becomes one change.
             while let Ok((kind, update)) = updates.try_recv() {
-                table.take(kind, update);
+                table.take(kind, count(kind, update));
             }
             tell(&table.snapshot().problems, &mut told);
             publish.send_replace(table.snapshot().clone());
@@ -119,6 +122,17 @@ impl fmt::Debug for Feeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.0.iter().map(Feed::kind)).finish()
     }
+}
+
+fn count(kind: Kind, update: Update) -> Update {
+    match &update {
+        Update::Failed(error) => catalogue::WATCH_FAILURES.with([kind.as_str(), error.reason()]).increment(1),
+        Update::Alive(_) | Update::Applied(..) | Update::Deleted(..) | Update::Listed(..) => {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            catalogue::WATCH_HEARD.with([kind.as_str()]).set(now.as_secs_f64());
+        }
+    }
+    update
 }
 
 async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {

@@ -11,7 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::policy::{self, AuthorizationPolicy, Invalid, MeshTlsMode};
+use crate::policy::{self, AuthorizationPolicy, Invalid, MeshTlsMode, ObjectStatus};
 
 /// The namespace of objects whose manifest names none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -188,10 +188,25 @@ impl Object {
         }
     }
 
+    /// What has become of it, as the operator said last; nothing of kinds that are not the mesh's own.
+    #[must_use]
+    pub fn status(&self) -> Option<&ObjectStatus> {
+        match self {
+            Self::AuthorizationPolicy(policy) => policy.status.as_ref(),
+            Self::MeshTlsMode(mode) => mode.status.as_ref(),
+            Self::EndpointSlice(_)
+            | Self::Namespace(_)
+            | Self::Node(_)
+            | Self::Pod(_)
+            | Self::Service(_)
+            | Self::ServiceAccount(_) => None,
+        }
+    }
+
     /// Checks what its type cannot say; Kubernetes' own kinds are taken as they are.
     pub(crate) fn check(&self) -> Result<(), Invalid> {
         match self {
-            Self::AuthorizationPolicy(policy) => policy.check(),
+            Self::AuthorizationPolicy(policy) => policy.spec.check(),
             Self::MeshTlsMode(mode) => mode.check(),
             Self::EndpointSlice(_)
             | Self::Namespace(_)
@@ -305,6 +320,31 @@ impl Objects {
         }
     }
 
+    /// The pods of a namespace.
+    pub fn pods_in(&self, namespace: &str) -> impl Iterator<Item = (&ObjectName, &Arc<Pod>)> {
+        in_namespace(&self.pods, namespace)
+    }
+
+    /// The AuthorizationPolicies of a namespace.
+    pub fn policies_in(&self, namespace: &str) -> impl Iterator<Item = (&ObjectName, &Arc<AuthorizationPolicy>)> {
+        in_namespace(&self.authorization_policies, namespace)
+    }
+
+    /// The MeshTLSModes of a namespace.
+    pub fn modes_in(&self, namespace: &str) -> impl Iterator<Item = (&ObjectName, &Arc<MeshTlsMode>)> {
+        in_namespace(&self.mesh_tls_modes, namespace)
+    }
+
+    /// The EndpointSlices of a namespace.
+    pub fn slices_in(&self, namespace: &str) -> impl Iterator<Item = (&ObjectName, &Arc<EndpointSlice>)> {
+        in_namespace(&self.endpoint_slices, namespace)
+    }
+
+    /// The Services of a namespace.
+    pub fn services_in(&self, namespace: &str) -> impl Iterator<Item = (&ObjectName, &Arc<Service>)> {
+        in_namespace(&self.services, namespace)
+    }
+
     /// The pod of that name.
     #[must_use]
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
@@ -329,6 +369,16 @@ impl Objects {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// A namespace's part of a map, without a look at the rest.
+fn in_namespace<'a, V: Clone>(
+    map: &'a OrdMap<ObjectName, V>,
+    namespace: &str,
+) -> impl Iterator<Item = (&'a ObjectName, &'a V)> + use<'a, V> {
+    let first = ObjectName::new(namespace, "");
+    let of = namespace.to_owned();
+    map.range(first..).take_while(move |(name, _)| name.namespace == of)
 }
 
 impl FromIterator<Object> for Objects {

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use underpass_model::names::SYSTEM_NAMESPACE;
 
@@ -30,16 +31,33 @@ pub struct AuthorizationPolicy {
     pub metadata: ObjectMeta,
     /// What it says.
     pub spec: AuthorizationPolicySpec,
+    /// What has become of it, as the operator says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<ObjectStatus>,
     /// Why what it says is not understood; then it stops whatever its spec selects.
     #[serde(skip)]
     pub unreadable: Option<String>,
 }
 
+/// What has become of an object.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectStatus {
+    /// The generation that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What is true of it, by type.
+    #[serde(default)]
+    #[schemars(schema_with = "conditions")]
+    pub conditions: Vec<Condition>,
+}
+
 /// What an [`AuthorizationPolicy`] says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
     /// The pods that it is about: one entry.
+    #[schemars(length(min = 1, max = 1))]
     pub target_refs: Vec<TargetRef>,
     /// Whether what matches is let pass or stopped.
     #[serde(default)]
@@ -49,6 +67,7 @@ pub struct AuthorizationPolicySpec {
     pub enforcement_level: EnforcementLevel,
     /// What matches: any of them. Without rules nothing does.
     #[serde(default)]
+    #[schemars(length(max = 64))]
     pub rules: Vec<PolicyRule>,
     /// Evaluated and reported, never enforced (an extension).
     #[serde(default)]
@@ -56,7 +75,7 @@ pub struct AuthorizationPolicySpec {
 }
 
 /// What happens to a connection that matches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum PolicyAction {
     /// It passes, and what no such policy matches does not.
@@ -67,7 +86,7 @@ pub enum PolicyAction {
 }
 
 /// Who enforces a policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum EnforcementLevel {
     /// A waypoint.
     Application,
@@ -77,11 +96,12 @@ pub enum EnforcementLevel {
 }
 
 /// What a policy is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
     /// The group of the kind; empty for pods.
     #[serde(default)]
+    #[schemars(extend("enum" = [""]))]
     pub group: String,
     /// The kind.
     pub kind: TargetKind,
@@ -91,39 +111,47 @@ pub struct TargetRef {
 }
 
 /// The kinds that a policy can be about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TargetKind {
     /// Pods, by label.
     Pod,
 }
 
 /// Pods by label; an empty one selects all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
     /// Labels that must be there with exactly these values.
     #[serde(default)]
+    #[schemars(extend("maxProperties" = 64))]
     pub match_labels: BTreeMap<String, String>,
     /// Further conditions.
     #[serde(default)]
+    #[schemars(length(max = 16))]
     pub match_expressions: Vec<Requirement>,
 }
 
 /// One condition of a selector.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+    "message": "In and NotIn need values, Exists and DoesNotExist have none",
+}]))]
 pub struct Requirement {
     /// The label.
+    #[schemars(length(min = 1, max = 317))]
     pub key: String,
     /// What must be true of it.
     pub operator: Operator,
     /// The values that the operator means.
     #[serde(default)]
+    #[schemars(length(max = 64), inner(length(max = 63)))]
     pub values: Vec<String>,
 }
 
 /// What must be true of a label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Operator {
     /// It is not there.
     DoesNotExist,
@@ -136,11 +164,12 @@ pub enum Operator {
 }
 
 /// What matches: all of what it names.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicyRule {
     /// Who connects: any of them. Left out it is anyone, an empty list is no one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub sources: Option<Vec<PolicySource>>,
     /// What of the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,8 +177,14 @@ pub struct PolicyRule {
 }
 
 /// Who connects: the field that its type names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [
+    { "rule": "has(self.serviceAccount) == (self.type == 'ServiceAccount')", "message": "serviceAccount belongs to the type ServiceAccount" },
+    { "rule": "has(self.spiffe) == (self.type == 'SPIFFE')", "message": "spiffe belongs to the type SPIFFE" },
+    { "rule": "has(self.namespace) == (self.type == 'Namespace')", "message": "namespace belongs to the type Namespace" },
+    { "rule": "has(self.cidr) == (self.type == 'CIDR')", "message": "cidr belongs to the type CIDR" },
+]))]
 pub struct PolicySource {
     /// Which of the fields says it.
     #[serde(rename = "type")]
@@ -159,17 +194,22 @@ pub struct PolicySource {
     pub service_account: Option<ServiceAccountRef>,
     /// A whole identity.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048), regex(pattern = "^spiffe://.+"))]
     pub spiffe: Option<String>,
     /// A namespace (an extension).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,
     /// A range of addresses, or one address (an extension).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 49), extend("x-kubernetes-validations" = [
+        { "rule": "isIP(self) || isCIDR(self)", "message": "is neither an address nor a range of addresses" },
+    ]))]
     pub cidr: Option<String>,
 }
 
 /// How a source is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SourceType {
     /// By the address that it comes from.
     #[serde(rename = "CIDR")]
@@ -184,21 +224,24 @@ pub enum SourceType {
 }
 
 /// A service account.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceAccountRef {
     /// Its namespace; the policy's unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
     pub namespace: Option<String>,
     /// Its name; `*` is each of the namespace.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
 /// What of a connection matters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkAttributes {
     /// The port on which the application listens: any of them.
+    #[schemars(length(min = 1, max = 64), inner(range(min = 1)), extend("x-kubernetes-list-type" = "set"))]
     pub ports: Vec<u16>,
 }
 
@@ -210,11 +253,18 @@ pub struct MeshTlsMode {
     pub metadata: ObjectMeta,
     /// What it says.
     pub spec: MeshTlsModeSpec,
+    /// What has become of it, as the operator says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<ObjectStatus>,
 }
 
 /// What a [`MeshTlsMode`] says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.mode) || (has(self.ports) && size(self.ports) > 0)",
+    "message": "says neither a mode nor that of a port",
+}]))]
 pub struct MeshTlsModeSpec {
     /// For every port of which nothing is said; left out, a broader object decides.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -224,11 +274,13 @@ pub struct MeshTlsModeSpec {
     pub selector: Option<Selector>,
     /// For single ports.
     #[serde(default)]
+    #[schemars(length(max = 64))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port"]))]
     pub ports: Vec<PortMode>,
 }
 
 /// Whether plaintext is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum TlsMode {
     /// Plaintext and tunnels.
@@ -238,13 +290,36 @@ pub enum TlsMode {
 }
 
 /// Whether one port takes plaintext.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortMode {
     /// The port on which the application listens.
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// What it takes.
     pub mode: TlsMode,
+}
+
+/// The schema of conditions, as Kubernetes' own kinds have them.
+fn conditions(_generator: &mut SchemaGenerator) -> Schema {
+    let text = |most: u32| json_schema!({ "type": "string", "maxLength": most });
+    json_schema!({
+        "type": "array",
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["lastTransitionTime", "message", "reason", "status", "type"],
+            "properties": {
+                "lastTransitionTime": { "type": "string", "format": "date-time" },
+                "message": text(32_768),
+                "observedGeneration": { "type": "integer", "format": "int64", "minimum": 0 },
+                "reason": text(1024),
+                "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
+                "type": text(316),
+            },
+        },
+    })
 }
 
 /// A field that has the right shape and the wrong contents.
@@ -262,22 +337,21 @@ impl Invalid {
     }
 }
 
-impl AuthorizationPolicy {
+impl AuthorizationPolicySpec {
     /// Checks what the types cannot say.
     ///
     /// # Errors
     /// The first field that is wrong.
     pub fn check(&self) -> Result<(), Invalid> {
-        let spec = &self.spec;
-        let [target] = spec.target_refs.as_slice() else {
-            let problem = format!("needs exactly one entry, not {}", spec.target_refs.len());
+        let [target] = self.target_refs.as_slice() else {
+            let problem = format!("needs exactly one entry, not {}", self.target_refs.len());
             return Err(Invalid::new("spec.targetRefs", problem));
         };
         if !target.group.is_empty() {
             return Err(Invalid::new("spec.targetRefs[0].group", "pods are of the core group, written \"\""));
         }
         target.selector.check("spec.targetRefs[0].selector")?;
-        for (index, rule) in spec.rules.iter().enumerate() {
+        for (index, rule) in self.rules.iter().enumerate() {
             let path = format!("spec.rules[{index}]");
             for (index, source) in rule.sources.iter().flatten().enumerate() {
                 source.check(&format!("{path}.sources[{index}]"))?;
@@ -288,7 +362,9 @@ impl AuthorizationPolicy {
         }
         Ok(())
     }
+}
 
+impl AuthorizationPolicy {
     /// The pods that it is about.
     #[must_use]
     pub fn selector(&self) -> Option<&Selector> {
@@ -422,30 +498,34 @@ pub(crate) fn read(
     metadata: &ObjectMeta,
     data: serde_json::Value,
 ) -> Result<Object, (String, Option<Object>)> {
-    let of_spec = |field: &str| data.pointer(&format!("/spec/{field}")).cloned().unwrap_or_default();
+    let part = |path: &str| data.pointer(path).cloned().unwrap_or_default();
+    // Whatever it says, it only tells what the operator last wrote.
+    let status: Option<ObjectStatus> = serde_json::from_value(part("/status")).ok();
     match kind {
         Kind::AuthorizationPolicy => {
-            let target_refs = serde_json::from_value(of_spec("targetRefs")).unwrap_or_default();
-            let make = |spec| AuthorizationPolicy { metadata: metadata.clone(), spec, unreadable: None };
-            spec(data).and_then(|spec| checked(make(spec), AuthorizationPolicy::check)).map_or_else(
-                |problem| {
-                    let spec = AuthorizationPolicySpec { target_refs, ..AuthorizationPolicySpec::default() };
-                    let instead = AuthorizationPolicy { unreadable: Some(problem.clone()), ..make(spec) };
-                    Err((problem, Some(Object::AuthorizationPolicy(Arc::new(instead)))))
-                },
-                |policy| Ok(Object::AuthorizationPolicy(Arc::new(policy))),
-            )
+            let target_refs = serde_json::from_value(part("/spec/targetRefs")).unwrap_or_default();
+            let make = |spec, unreadable| {
+                let policy =
+                    AuthorizationPolicy { metadata: metadata.clone(), spec, status: status.clone(), unreadable };
+                Object::AuthorizationPolicy(Arc::new(policy))
+            };
+            let checked = spec(data).and_then(|spec: AuthorizationPolicySpec| check(spec.check()).map(|()| spec));
+            checked.map(|spec| make(spec, None)).map_err(|problem| {
+                let spec = AuthorizationPolicySpec { target_refs, ..AuthorizationPolicySpec::default() };
+                (problem.clone(), Some(make(spec, Some(problem))))
+            })
         }
         Kind::MeshTlsMode => {
-            let selector = serde_json::from_value(of_spec("selector")).unwrap_or_default();
-            let make = |spec| MeshTlsMode { metadata: metadata.clone(), spec };
-            spec(data).and_then(|spec| checked(make(spec), MeshTlsMode::check)).map_or_else(
-                |problem| {
-                    let spec = MeshTlsModeSpec { mode: Some(TlsMode::Strict), selector, ports: Vec::new() };
-                    Err((problem, Some(Object::MeshTlsMode(Arc::new(make(spec))))))
-                },
-                |mode| Ok(Object::MeshTlsMode(Arc::new(mode))),
-            )
+            let selector = serde_json::from_value(part("/spec/selector")).unwrap_or_default();
+            let make = |spec| MeshTlsMode { metadata: metadata.clone(), spec, status: status.clone() };
+            let wrap = |mode| Object::MeshTlsMode(Arc::new(mode));
+            let spec = spec(data).map_err(|problem| {
+                let spec = MeshTlsModeSpec { mode: Some(TlsMode::Strict), selector, ports: Vec::new() };
+                (problem, Some(wrap(make(spec))))
+            })?;
+            // What is understood and only stands where it may not is left out.
+            let mode = make(spec);
+            check(mode.check()).map_err(|problem| (problem, None)).map(|()| wrap(mode))
         }
         Kind::EndpointSlice | Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::ServiceAccount => {
             Err((format!("{kind} is not a kind of the mesh's own"), None))
@@ -464,9 +544,8 @@ fn spec<S: serde::de::DeserializeOwned>(data: serde_json::Value) -> Result<S, St
 }
 
 #[cfg(feature = "cluster")]
-fn checked<T>(object: T, check: impl Fn(&T) -> Result<(), Invalid>) -> Result<T, String> {
-    let checked = check(&object);
-    checked.map(|()| object).map_err(|Invalid { field, problem }| format!("{field}: {problem}"))
+fn check(checked: Result<(), Invalid>) -> Result<(), String> {
+    checked.map_err(|Invalid { field, problem }| format!("{field}: {problem}"))
 }
 
 fn ports(path: &str, ports: impl ExactSizeIterator<Item = u16>) -> Result<(), Invalid> {

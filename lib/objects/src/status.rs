@@ -12,6 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Mutex, watch},
@@ -61,7 +62,7 @@ pub enum CaptureState {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// The agents' reports.
-    pub reports: BTreeMap<PodUid, CaptureReport>,
+    pub reports: OrdMap<PodUid, CaptureReport>,
     /// The operator's answers: to which report of leaving each.
     pub withdrawn: BTreeMap<PodUid, u64>,
 }

@@ -3,46 +3,27 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use underpass_model::{ServicePort, Workload, WorkloadUid};
-use underpass_objects::{ObjectName, pod};
+use underpass_model::{ServiceName, ServicePort};
+use underpass_objects::pod;
 
 use super::{
-    Note,
+    Sight, in_namespace,
     service::{KnownService, Port, Target, is_tcp, port_number},
-    workload::PodWorkload,
 };
 
-/// What a further source of endpoints adds to.
-pub(super) struct Join<'a> {
-    pub(super) workloads: &'a mut BTreeMap<WorkloadUid, Workload>,
-    pub(super) notes: &'a mut Vec<Note>,
+/// The services of its namespace whose selector a pod matches.
+pub(super) fn selecting(sight: &Sight<'_>, pod: &Pod) -> BTreeMap<ServiceName, Vec<ServicePort>> {
+    // Without an address it cannot be called, so it backs nothing.
+    if pod::addresses(pod).is_empty() {
+        return BTreeMap::new();
+    }
+    let nearby = in_namespace(sight.services, &pod::name(pod).namespace).map(|(_, part)| &part.value);
+    let selecting = nearby.filter(|service| selects(service.selector.as_ref(), pod));
+    selecting.filter_map(|service| Some((service.service.name.clone(), ports(service, pod)?))).collect()
 }
 
-/// Gives each pod the services whose selector it matches.
-pub(super) fn join(
-    pods: Vec<PodWorkload<'_>>,
-    services: &BTreeMap<ObjectName, KnownService>,
-) -> BTreeMap<WorkloadUid, Workload> {
-    let mut by_namespace: BTreeMap<&str, Vec<&KnownService>> = BTreeMap::new();
-    for (name, service) in services {
-        by_namespace.entry(&name.namespace).or_default().push(service);
-    }
-    let mut workloads = BTreeMap::new();
-    for PodWorkload { pod, mut workload } in pods {
-        let nearby = by_namespace.get(&*workload.namespace).map(Vec::as_slice).unwrap_or_default();
-        // Without an address it cannot be called, so it backs nothing.
-        let callable = nearby.iter().filter(|_| !workload.addresses.is_empty());
-        workload.services = callable
-            .filter(|service| selects(service, pod))
-            .filter_map(|service| Some((service.service.name.clone(), ports(service, pod)?)))
-            .collect();
-        workloads.insert(workload.uid.clone(), workload);
-    }
-    workloads
-}
-
-fn selects(service: &KnownService, pod: &Pod) -> bool {
-    let selector = service.selector.as_ref();
+/// Whether labels select a pod; without any, EndpointSlices name the endpoints.
+pub(super) fn selects(selector: Option<&BTreeMap<String, String>>, pod: &Pod) -> bool {
     selector.is_some_and(|selector| selector.iter().all(|(key, value)| pod::label(pod, key) == Some(value)))
 }
 

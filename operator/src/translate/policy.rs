@@ -4,64 +4,63 @@
 //! A policy without a selector is found by its namespace (in the system namespace: by the whole mesh), any other by the
 //! records of the pods that it selects. What the node proxy cannot enforce is not left out: it stops whatever it selects.
 
-mod tls;
+pub(super) mod tls;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use k8s_openapi::api::core::v1::Pod;
 use underpass_model::names::SYSTEM_NAMESPACE;
 use underpass_objects::{
-    Kind, ObjectKey, ObjectName, Objects, pod,
+    Kind, ObjectKey, ObjectName, pod,
     policy::{AuthorizationPolicy, EnforcementLevel, PolicyAction, PolicyRule, PolicySource, Selector, SourceType},
 };
 use underpass_policy::{
     Action, AllOf, AnyOf, Clause, Field, Match, Pattern, Policy, PolicyName, Rule, Scope, ServiceAccount,
 };
 
-use super::{Note, workload::PodWorkload};
+use super::{Note, Part, Sight};
 
 /// Every name of a namespace's service accounts.
 const EVERY_ACCOUNT: &str = "*";
 
-/// The policies of the mesh; the workloads of the pods that some of them select name those.
-pub(super) fn policies(
-    objects: &Objects,
-    pods: &mut [PodWorkload<'_>],
-    notes: &mut Vec<Note>,
-) -> BTreeMap<PolicyName, Policy> {
-    let mut policies = BTreeMap::new();
-    let mut selecting = BTreeMap::<&str, Vec<(Arc<str>, &Selector)>>::new();
-    for (name, object) in &objects.authorization_policies {
-        let policy = policy(name, object, notes);
-        if let (Scope::Named, Some(selector)) = (policy.scope, object.selector()) {
-            let of_namespace = selecting.entry(&name.namespace).or_default();
-            of_namespace.push((policy.name.as_str().into(), selector));
-        }
-        policies.insert(policy.name.clone(), policy);
-    }
-    let modes = tls::Modes::of(objects, notes);
-    for PodWorkload { pod, workload } in pods {
-        let (namespace, labels) = (pod::name(pod).namespace, pod.metadata.labels.as_ref());
-        // A selector in the system namespace speaks of pods wherever they are.
-        let of_pod = [SYSTEM_NAMESPACE, &namespace].into_iter().filter_map(|namespace| selecting.get(namespace));
-        let selected = of_pod.flatten().filter(|(_, selector)| selector.selects(labels));
-        workload.policies.extend(selected.map(|(name, _)| Arc::clone(name)));
-        if let Some(policy) = modes.policy(&namespace, labels) {
-            workload.policies.push(policy.name.as_str().into());
-            policies.entry(policy.name.clone()).or_insert(policy);
-        }
-        workload.policies.sort_unstable();
-        workload.policies.dedup();
-    }
-    policies
+/// The names of the policies that select a pod.
+pub(super) fn selecting(sight: &Sight<'_>, pod: &Pod) -> BTreeSet<Arc<str>> {
+    let namespace = pod::name(pod).namespace;
+    // A selector in the system namespace speaks of pods wherever they are.
+    let near = [SYSTEM_NAMESPACE, &namespace].into_iter();
+    let policies = near.flat_map(|namespace| sight.objects.policies_in(namespace));
+    let selecting = policies.filter(|(_, policy)| narrow(policy).is_some_and(|selector| selector.selects(labels(pod))));
+    selecting.map(|(name, _)| PolicyName::new(&name.namespace, &name.name).as_str().into()).collect()
+}
+
+/// What a policy selects, if that is not all of its namespace: then the workloads name it.
+pub(super) fn narrow(policy: &AuthorizationPolicy) -> Option<&Selector> {
+    policy.selector().filter(|selector| !selector.is_empty())
+}
+
+/// A pod's labels.
+pub(super) fn labels(pod: &Pod) -> Option<&BTreeMap<String, String>> {
+    pod.metadata.labels.as_ref()
+}
+
+/// The policy that an object means.
+pub(super) fn of(name: &ObjectName, object: &AuthorizationPolicy) -> Part<Policy> {
+    let mut notes = Vec::new();
+    let value = policy(name, object, &mut notes);
+    Part { value, notes }
 }
 
 fn policy(name: &ObjectName, object: &AuthorizationPolicy, notes: &mut Vec<Note>) -> Policy {
     let spec = &object.spec;
     let rules: Option<AnyOf<Rule>> = spec.rules.iter().map(|written| rule(&name.namespace, written)).collect();
-    let against = match (spec.enforcement_level, &rules) {
-        (EnforcementLevel::Application, _) => Some(("spec.enforcementLevel", "only a waypoint could enforce it")),
-        (EnforcementLevel::Network, None) => Some(("spec.rules", "a source is not well formed")),
-        (EnforcementLevel::Network, Some(_)) => None,
+    let against = match (&object.unreadable, spec.enforcement_level, &rules) {
+        (Some(problem), ..) => Some(("spec", problem.as_str())),
+        (None, EnforcementLevel::Application, _) => Some(("spec.enforcementLevel", "only a waypoint could enforce it")),
+        (None, EnforcementLevel::Network, None) => Some(("spec.rules", "a source is not well formed")),
+        (None, EnforcementLevel::Network, Some(_)) => None,
     };
     if let Some((field, problem)) = against {
         let object = ObjectKey { kind: Kind::AuthorizationPolicy, name: name.clone() };

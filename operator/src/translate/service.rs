@@ -12,12 +12,13 @@ use underpass_model::{
 };
 use underpass_objects::{Kind, ObjectKey, ObjectName, Objects};
 
-use super::{Note, TranslateOptions};
+use super::{Note, Part, TranslateOptions};
 
 /// Istio's annotation on a Service or Namespace, for clusters whose Service has no such field.
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 
 /// A service and how its endpoints are found.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownService {
     pub(super) service: Service,
     pub(super) ports: Vec<Port>,
@@ -26,6 +27,7 @@ pub(super) struct KnownService {
 }
 
 /// One of its TCP ports, as Kubernetes knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
     pub(super) service_port: u16,
     pub(super) name: String,
@@ -33,47 +35,44 @@ pub(super) struct Port {
 }
 
 /// Where a port leads at an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     Number(u16),
     /// A name that each pod resolves for itself.
     Name(String),
 }
 
-/// Every service that has endpoints of its own.
-pub(super) fn services(
+/// A service that has endpoints of its own.
+pub(super) fn of(
     objects: &Objects,
     options: &TranslateOptions,
-    notes: &mut Vec<Note>,
-) -> BTreeMap<ObjectName, KnownService> {
-    let mut known = BTreeMap::new();
-    for (name, object) in &objects.services {
-        let Some(spec) = object.spec.as_ref().filter(|spec| spec.type_.as_deref() != Some("ExternalName")) else {
-            continue;
-        };
-        let mut note = |field, problem| {
-            notes.push(Note { object: ObjectKey { kind: Kind::Service, name: name.clone() }, field, problem });
-        };
-        let ports = ports(spec, &mut note);
-        let service = Service {
-            name: ServiceName::new(
-                &name.namespace,
-                &format!("{}.{}.svc.{}", name.name, name.namespace, options.cluster_domain),
-            ),
-            short_name: name.name.as_str().into(),
-            addresses: addresses(spec, options, &mut note),
-            ranges: Vec::new(),
-            ports: ports.iter().map(Port::in_general).collect(),
-            subject_alt_names: Vec::new(),
-            waypoint: None,
-            load_balancing: load_balancing(objects, object, spec, &mut note),
-            // Kubernetes gives an address to one service only; who imports others' names is never one of its own.
-            canonical: true,
-            visibility: Visibility::Public,
-        };
-        let selector = spec.selector.clone().filter(|selector| !selector.is_empty());
-        known.insert(name.clone(), KnownService { service, ports, selector });
-    }
-    known
+    name: &ObjectName,
+    object: &KubeService,
+) -> Option<Part<KnownService>> {
+    let spec = object.spec.as_ref().filter(|spec| spec.type_.as_deref() != Some("ExternalName"))?;
+    let mut notes = Vec::new();
+    let mut note = |field, problem| {
+        notes.push(Note { object: ObjectKey { kind: Kind::Service, name: name.clone() }, field, problem });
+    };
+    let ports = ports(spec, &mut note);
+    let service = Service {
+        name: ServiceName::new(
+            &name.namespace,
+            &format!("{}.{}.svc.{}", name.name, name.namespace, options.cluster_domain),
+        ),
+        short_name: name.name.as_str().into(),
+        addresses: addresses(spec, options, &mut note),
+        ranges: Vec::new(),
+        ports: ports.iter().map(Port::in_general).collect(),
+        subject_alt_names: Vec::new(),
+        waypoint: None,
+        load_balancing: load_balancing(objects, object, spec, &mut note),
+        // Kubernetes gives an address to one service only; who imports others' names is never one of its own.
+        canonical: true,
+        visibility: Visibility::Public,
+    };
+    let selector = spec.selector.clone().filter(|selector| !selector.is_empty());
+    Some(Part { value: KnownService { service, ports, selector }, notes })
 }
 
 impl Port {
@@ -166,6 +165,7 @@ fn load_balancing(
     LoadBalancing { preference, mode, health: if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy } }
 }
 
-fn annotated(metadata: &ObjectMeta) -> Option<&str> {
+/// What a Service's or Namespace's annotation says of where traffic goes.
+pub(super) fn annotated(metadata: &ObjectMeta) -> Option<&str> {
     metadata.annotations.as_ref()?.get(TRAFFIC_DISTRIBUTION).map(String::as_str)
 }

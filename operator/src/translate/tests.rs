@@ -1,9 +1,9 @@
 //! One row a rule: what stands in a manifest, what the mesh shall know of it.
 
 use underpass_model::{
-    Health, HealthPolicy, LocalityScope, NetworkMode, ServicePort, SpreadMode, Tunnel, WorkloadKind,
+    Health, HealthPolicy, LocalityScope, NetworkMode, PodUid, ServicePort, SpreadMode, Tunnel, WorkloadKind,
 };
-use underpass_objects::{CaptureState, manifest};
+use underpass_objects::{CaptureReport, CaptureState, manifest};
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn objects(yaml: &str) -> Objects {
 }
 
 fn translated(yaml: &str) -> Translation {
-    translate(&objects(yaml), &BTreeMap::new(), &TranslateOptions::default())
+    translate(&objects(yaml), &Reports::default(), &TranslateOptions::default())
 }
 
 /// A pod `shop/web` on node-1 with further metadata, spec and status (inner parts of flow mappings).
@@ -88,7 +88,7 @@ fn options_name_cluster_domain_network_and_trust_domain() {
         trust_domain: TrustDomain::new("corp").unwrap(),
     };
     let objects = objects(&(pod_with("", "", READY) + &service_with("", "clusterIP: 10.96.0.1")));
-    let Translation { workloads, services, .. } = translate(&objects, &BTreeMap::new(), &options);
+    let Translation { workloads, services, .. } = translate(&objects, &Reports::default(), &options);
     let workload = &workloads[&WorkloadUid::new("east//Pod/shop/web")];
     assert_eq!((&*workload.cluster, &*workload.network, workload.trust_domain.as_str()), ("east", "net-1", "corp"));
     let service = &services[&ServiceName::new("shop", "web.shop.svc.corp.test")];
@@ -201,6 +201,7 @@ fn only_a_report_of_capture_from_the_pods_own_node_makes_it_take_tunnels() {
     ];
     for (report, spec, tunnel, notes) in table {
         let reports = report.iter().map(|report| (PodUid::new(&report.pod_uid), report.clone())).collect();
+        let reports = Reports::Apart(reports);
         // The label says what somebody wants, not what is.
         let pod = objects(&pod_with("labels: {underpass.dev/mesh: enabled}", spec, READY));
         let translation = translate(&pod, &reports, &TranslateOptions::default());
@@ -382,11 +383,11 @@ fn what_cannot_be_used_is_noted_and_the_rest_is_used() {
     assert_eq!(
         told,
         [
+            "Pod shop/web: status.podIPs: \"ten\" is no address",
+            "Service shop/web: spec.clusterIPs: \"x\" is no address",
             "Service shop/web: spec.ports.port: 0 is no port from 1 to 65535",
             "Service shop/web: spec.ports.targetPort: 70000 is no port from 1 to 65535",
-            "Service shop/web: spec.clusterIPs: \"x\" is no address",
             "Service shop/web: spec.trafficDistribution: \"Nearby\" is not known and counts as unset",
-            "Pod shop/web: status.podIPs: \"ten\" is no address",
         ]
     );
     assert_eq!(workloads.values().next().unwrap().addresses.len(), 1);

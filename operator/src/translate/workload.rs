@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use underpass_model::{Health, Locality, NetworkMode, PodUid, Tunnel, Workload, WorkloadUid};
+use underpass_model::{Health, Locality, NetworkMode, Tunnel, Workload, WorkloadUid};
 use underpass_objects::{CaptureReport, CaptureState, Kind, ObjectKey, Objects, pod};
 
-use super::{Note, TranslateOptions, owner::owner};
+use super::{Note, Part, Sight, TranslateOptions, owner::owner};
 
 /// Labels that name a workload for telemetry, the most telling first.
 const CANONICAL_NAME: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
@@ -14,34 +14,19 @@ const CANONICAL_NAME: [&str; 3] = ["service.istio.io/canonical-name", "app.kuber
 const CANONICAL_REVISION: [&str; 3] = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
 const NO_REVISION: &str = "latest";
 
-/// A pod and the workload that it is.
-pub(super) struct PodWorkload<'a> {
-    pub(super) pod: &'a Pod,
-    pub(super) workload: Workload,
-}
-
-/// Every pod that is scheduled and has not ended.
-pub(super) fn pods<'a>(
-    objects: &'a Objects,
-    reports: &BTreeMap<PodUid, CaptureReport>,
-    options: &TranslateOptions,
-    notes: &mut Vec<Note>,
-) -> Vec<PodWorkload<'a>> {
-    let mut workloads = Vec::with_capacity(objects.pods.len());
-    for pod in objects.pods.values() {
-        let Some(node) = pod::node(pod).filter(|_| !pod::is_terminal(pod)) else { continue };
-        let report = pod::uid(pod).and_then(|uid| reports.get(&uid));
-        let mut workload = of_pod(pod, node, options);
-        workload.locality = locality(objects, node);
-        match report.map(|report| check(report, pod, node)) {
-            None => {}
-            Some(Ok(state)) => workload.tunnel = tunnel(state, workload.network_mode),
-            Some(Err(problem)) => notes.push(Note { object: key(pod), field: "capture report", problem }),
-        }
-        note_addresses(pod, notes);
-        workloads.push(PodWorkload { pod, workload });
+/// A pod that is scheduled and has not ended is a workload; what it backs and which policies it is under is added.
+pub(super) fn of(sight: &Sight<'_>, pod: &Pod) -> Option<Part<Workload>> {
+    let node = pod::node(pod).filter(|_| !pod::is_terminal(pod))?;
+    let mut notes = Vec::new();
+    let mut workload = of_pod(pod, node, sight.options);
+    workload.locality = locality(sight.objects, node);
+    match sight.reports.of(pod).map(|report| check(&report, pod, node)) {
+        None => {}
+        Some(Ok(state)) => workload.tunnel = tunnel(state, workload.network_mode),
+        Some(Err(problem)) => notes.push(Note { object: key(pod), field: "capture report", problem }),
     }
-    workloads
+    note_addresses(pod, &mut notes);
+    Some(Part { value: workload, notes })
 }
 
 fn of_pod(pod: &Pod, node: &str, options: &TranslateOptions) -> Workload {
@@ -98,8 +83,13 @@ fn tunnel(state: CaptureState, mode: NetworkMode) -> Tunnel {
 
 /// Where a node is, by its labels.
 pub(super) fn locality(objects: &Objects, node: &str) -> Locality {
+    locality_of(objects.nodes.get(node).map(AsRef::as_ref))
+}
+
+/// Where a node is, if it is known.
+pub(super) fn locality_of(node: Option<&Node>) -> Locality {
     let label = |key: &str| {
-        let labels = objects.nodes.get(node).and_then(|node: &std::sync::Arc<Node>| node.metadata.labels.as_ref());
+        let labels = node.and_then(|node| node.metadata.labels.as_ref());
         labels.and_then(|labels| labels.get(key)).map_or("", String::as_str).into()
     };
     Locality {

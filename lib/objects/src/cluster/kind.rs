@@ -82,7 +82,8 @@ pub(super) fn own(client: Client, kind: Kind) -> Api<DynamicObject> {
 }
 
 /// How the API server names a kind.
-pub(super) fn resource(kind: Kind) -> ApiResource {
+#[must_use]
+pub fn resource(kind: Kind) -> ApiResource {
     let (group, api_version) = (kind.group(), kind.api_version());
     let version = api_version.rsplit('/').next().unwrap_or(api_version);
     let singular = kind.as_str().to_lowercase();

@@ -3,7 +3,10 @@
 
 use k8s_openapi::{
     api::{
-        core::v1::{Container, Namespace, Node, Pod, PodCondition, PodSpec, PodStatus, Service, ServiceAccount},
+        core::v1::{
+            Container, Namespace, NamespaceCondition, NamespaceStatus, Node, Pod, PodCondition, PodSpec, PodStatus,
+            Service, ServiceAccount,
+        },
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -68,8 +71,14 @@ fn condition(condition: PodCondition) -> Option<PodCondition> {
     (kept.type_ == "Ready").then_some(kept)
 }
 
+/// Its labels and annotations, and what the operator said of it.
 pub(super) fn namespace(namespace: Namespace) -> Namespace {
-    Namespace { metadata: metadata(namespace.metadata), spec: None, status: None }
+    let own = |mut conditions: Vec<NamespaceCondition>| {
+        conditions.retain(|condition| names::is_own(&condition.type_));
+        conditions
+    };
+    let status = namespace.status.map(|status| NamespaceStatus { conditions: status.conditions.map(own), phase: None });
+    Namespace { metadata: metadata(namespace.metadata), spec: None, status }
 }
 
 /// Its labels say where it is; nothing else does.

@@ -3,6 +3,9 @@
 use super::{Counters, Description, Gauges, Histograms, Listed};
 
 const DIRECTION: (&str, &str) = ("direction", "`inbound` into the pod, `outbound` out of it");
+/// Bounds of what is told to a whole mesh.
+const PUSHES: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+const KIND: (&str, &str) = ("kind", "the objects' kind");
 /// Few bounds: waits are either nothing, noticeable, or near a deadline.
 const WAITS: &[f64] = &[0.001, 0.01, 0.1, 0.5, 1.0, 5.0];
 
@@ -282,6 +285,73 @@ pub static RESIDENT_MEMORY: Gauges<0> =
 pub static START_TIME: Gauges<0> =
     gauge("process_start_time_seconds", "When the process started, in seconds since 1970.", []);
 
+/// When an API server was last heard.
+pub static WATCH_HEARD: Gauges<1> = gauge(
+    "underpass_watch_heard_timestamp_seconds",
+    "When the API server last said anything of the kind, in seconds since 1970; it does so each minute at least.",
+    [KIND],
+);
+/// What goes wrong with watches.
+pub static WATCH_FAILURES: Counters<2> = counter(
+    "underpass_watch_failures_total",
+    "Lists and watches of the kind that failed.",
+    [KIND, ("reason", "see reasons.md, objects from an API server")],
+);
+
+/// Objects that are known.
+pub static OPERATOR_OBJECTS: Gauges<1> = gauge("underpass_operator_objects", "Objects that are known.", [KIND]);
+/// What is wrong with them.
+pub static OPERATOR_PROBLEMS: Gauges<0> = gauge(
+    "underpass_operator_object_problems",
+    "Files, kinds and objects of which the last good state holds, or none; which ones says `/problems`.",
+    [],
+);
+/// What is missing of them.
+pub static OPERATOR_LOST: Gauges<0> =
+    gauge("underpass_operator_lost_files", "Those of which no good state is known.", []);
+/// Workloads that are published.
+pub static OPERATOR_WORKLOADS: Gauges<0> = gauge("underpass_operator_workloads", "Workloads of the mesh.", []);
+/// Services that are published.
+pub static OPERATOR_SERVICES: Gauges<0> = gauge("underpass_operator_services", "Services of the mesh.", []);
+/// Policies that are published.
+pub static OPERATOR_POLICIES: Gauges<0> = gauge("underpass_operator_policies", "Policies of the mesh.", []);
+/// What changes cost.
+pub static OPERATOR_TRANSLATED: Counters<0> = counter(
+    "underpass_operator_objects_translated_total",
+    "Objects that were translated because a change concerned them.",
+    [],
+);
+/// Who is subscribed.
+pub static OPERATOR_SUBSCRIBERS: Gauges<0> = gauge(
+    "underpass_operator_subscribers",
+    "Node proxies that follow this operator; which ones says `/subscribers`.",
+    [],
+);
+/// How long pushes take.
+pub static OPERATOR_PUSH: Histograms<0> = Histograms {
+    description: Description {
+        name: "underpass_operator_push_seconds",
+        help: "From a change being published until every subscriber has acknowledged it; one at a time is looked at.",
+        labels: [],
+    },
+    buckets: PUSHES,
+};
+/// Pods that left.
+pub static OPERATOR_WITHDRAWALS: Counters<1> = counter(
+    "underpass_operator_withdrawals_total",
+    "Pods whose agent was told that they may leave.",
+    [("result", "`acknowledged`: every node proxy knew; `deadline`: some did not say so in time")],
+);
+/// Who leads.
+pub static OPERATOR_LEADS: Gauges<0> =
+    gauge("underpass_operator_leads", "1 while this operator writes status for all, 0 while another one does.", []);
+/// What could not be written.
+pub static OPERATOR_WRITE_ERRORS: Counters<1> = counter(
+    "underpass_operator_write_errors_total",
+    "Writes to the API server that failed and are tried again.",
+    [("what", "`answer`, `lease`, `member`, `namespace` or `status`")],
+);
+
 /// A part of the catalogue under one heading.
 pub struct Section {
     /// The heading.
@@ -320,6 +390,24 @@ pub static ALL: &[Section] = &[
     Section {
         title: "Certificates (node proxy)",
         metrics: &[&CERTIFICATE_FETCHES, &CERTIFICATE_EXPIRY, &CERTIFICATE_FIRST_EXPIRY],
+    },
+    Section { title: "Objects from an API server (operator, agent)", metrics: &[&WATCH_HEARD, &WATCH_FAILURES] },
+    Section {
+        title: "Operator",
+        metrics: &[
+            &OPERATOR_OBJECTS,
+            &OPERATOR_PROBLEMS,
+            &OPERATOR_LOST,
+            &OPERATOR_WORKLOADS,
+            &OPERATOR_SERVICES,
+            &OPERATOR_POLICIES,
+            &OPERATOR_TRANSLATED,
+            &OPERATOR_SUBSCRIBERS,
+            &OPERATOR_PUSH,
+            &OPERATOR_WITHDRAWALS,
+            &OPERATOR_LEADS,
+            &OPERATOR_WRITE_ERRORS,
+        ],
     },
     Section {
         title: "Every program",

@@ -7,7 +7,7 @@ use underpass_model::{Identity, Workload};
 use underpass_objects::{Objects, manifest};
 use underpass_policy::{Facts, Hop, Origin, Source};
 
-use crate::translate::{TranslateOptions, Translation, translate};
+use crate::translate::{Reports, TranslateOptions, Translation, translate};
 
 const PODS: &str = "
 apiVersion: v1
@@ -29,7 +29,7 @@ spec: {nodeName: a, serviceAccountName: job}
 fn translated(manifests: &str) -> Translation {
     let read = manifest::read(format!("{PODS}{manifests}").as_bytes()).unwrap().objects;
     let objects: Objects = read.into_values().map(|located| located.object).collect();
-    translate(&objects, &std::collections::BTreeMap::new(), &TranslateOptions::default())
+    translate(&objects, &Reports::default(), &TranslateOptions::default())
 }
 
 fn policy(name: &str, spec: &str) -> String {

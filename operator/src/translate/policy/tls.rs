@@ -14,72 +14,68 @@ use underpass_policy::{Action, AllOf, AnyOf, Clause, Field, Match, Pattern, Poli
 
 use crate::translate::Note;
 
-/// The modes of the mesh, by where they hold. In each list the one that wins comes first.
-pub(super) struct Modes<'a> {
-    by_namespace: BTreeMap<&'a str, Vec<&'a MeshTlsMode>>,
-}
-
 /// What holds for one pod.
-#[derive(Debug, PartialEq, Eq)]
-struct Effective {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::translate) struct Effective {
     mode: TlsMode,
     /// The ports that differ.
     except: BTreeSet<u16>,
 }
 
-impl<'a> Modes<'a> {
-    pub(super) fn of(objects: &'a Objects, notes: &mut Vec<Note>) -> Self {
-        let mut by_namespace = BTreeMap::<&str, Vec<(&ObjectName, &MeshTlsMode)>>::new();
-        for (name, mode) in &objects.mesh_tls_modes {
-            by_namespace.entry(&name.namespace).or_default().push((name, mode));
-        }
-        for modes in by_namespace.values_mut() {
-            // Of several that mean the same the oldest holds, as Gateway API has it; then the first by name.
-            modes.sort_by_key(|(name, mode)| {
-                let created = mode.metadata.creation_timestamp.clone();
-                (created.is_none(), created, *name)
-            });
-            let mut whole = modes.iter().filter(|(_, mode)| mode.selector().is_none()).map(|(name, _)| *name);
-            let Some(holds) = whole.next() else { continue };
-            notes.extend(whole.map(|name| Note {
-                object: ObjectKey { kind: Kind::MeshTlsMode, name: name.clone() },
-                field: "spec.selector",
-                problem: format!("{holds} is older and holds for the namespace, so this one does not"),
-            }));
-        }
-        let strip = |(namespace, modes): (&'a str, Vec<(&ObjectName, &'a MeshTlsMode)>)| {
-            (namespace, modes.into_iter().map(|(_, mode)| mode).collect())
-        };
-        Self { by_namespace: by_namespace.into_iter().map(strip).collect() }
-    }
+/// The modes of a namespace, the one that wins first: of several that mean the same the oldest holds, as Gateway API has
+/// it; then the first by name.
+fn in_order<'a>(objects: &'a Objects, namespace: &str) -> Vec<(&'a ObjectName, &'a MeshTlsMode)> {
+    let mut modes: Vec<_> = objects.modes_in(namespace).map(|(name, mode)| (name, mode.as_ref())).collect();
+    modes.sort_by_key(|(name, mode)| {
+        let created = mode.metadata.creation_timestamp.clone();
+        (created.is_none(), created, *name)
+    });
+    modes
+}
 
-    /// The policy that a pod is under by its mode; none where plaintext is taken everywhere.
-    pub(super) fn policy(&self, namespace: &str, labels: Option<&BTreeMap<String, String>>) -> Option<Policy> {
-        self.effective(namespace, labels).policy()
-    }
+/// The modes of a namespace that mean the same as one that is older.
+pub(in crate::translate) fn notes(objects: &Objects, namespace: &str) -> Vec<Note> {
+    let modes = in_order(objects, namespace);
+    let mut whole = modes.iter().filter(|(_, mode)| mode.selector().is_none()).map(|(name, _)| *name);
+    let Some(holds) = whole.next() else { return Vec::new() };
+    let note = |name: &ObjectName| Note {
+        object: ObjectKey { kind: Kind::MeshTlsMode, name: name.clone() },
+        field: "spec.selector",
+        problem: format!("{holds} is older and holds for the namespace, so this one does not"),
+    };
+    whole.map(note).collect()
+}
 
-    /// The most specific object that says something of a port decides: workload, namespace, mesh.
-    fn effective(&self, namespace: &str, labels: Option<&BTreeMap<String, String>>) -> Effective {
-        let of = |namespace: &str| self.by_namespace.get(namespace).into_iter().flatten().copied();
-        let workload = of(namespace).find(|mode| mode.selector().is_some_and(|selector| selector.selects(labels)));
-        let whole = |mode: &&MeshTlsMode| mode.selector().is_none();
-        let chain = [workload, of(namespace).find(whole), of(SYSTEM_NAMESPACE).find(whole)];
-        let specs = || chain.iter().flatten().map(|mode| &mode.spec);
-        let mode = specs().find_map(|spec| spec.mode).unwrap_or(TlsMode::Permissive);
-        let of_port = |port: u16| {
-            let says = specs().find_map(|spec| {
-                let own = spec.ports.iter().find(|own| own.port == port).map(|own| own.mode);
-                own.or(spec.mode)
-            });
-            says.unwrap_or(TlsMode::Permissive)
-        };
-        let named = specs().flat_map(|spec| &spec.ports).map(|port| port.port);
-        Effective { mode, except: named.filter(|&port| of_port(port) != mode).collect() }
-    }
+/// What holds for a pod: the most specific object that says something of a port decides: workload, namespace, mesh.
+pub(in crate::translate) fn effective(
+    objects: &Objects,
+    namespace: &str,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Effective {
+    let own = in_order(objects, namespace);
+    let mesh = in_order(objects, SYSTEM_NAMESPACE);
+    let of = |modes: &[(&ObjectName, &MeshTlsMode)], holds: &dyn Fn(&MeshTlsMode) -> bool| {
+        modes.iter().find(|(_, mode)| holds(mode)).map(|(_, mode)| mode.spec.clone())
+    };
+    let selects = |mode: &MeshTlsMode| mode.selector().is_some_and(|selector| selector.selects(labels));
+    let is_whole = |mode: &MeshTlsMode| mode.selector().is_none();
+    let chain = [of(&own, &selects), of(&own, &is_whole), of(&mesh, &is_whole)];
+    let specs = || chain.iter().flatten();
+    let mode = specs().find_map(|spec| spec.mode).unwrap_or(TlsMode::Permissive);
+    let of_port = |port: u16| {
+        let says = specs().find_map(|spec| {
+            let own = spec.ports.iter().find(|own| own.port == port).map(|own| own.mode);
+            own.or(spec.mode)
+        });
+        says.unwrap_or(TlsMode::Permissive)
+    };
+    let named = specs().flat_map(|spec| &spec.ports).map(|port| port.port);
+    Effective { mode, except: named.filter(|&port| of_port(port) != mode).collect() }
 }
 
 impl Effective {
-    fn policy(&self) -> Option<Policy> {
+    /// The policy that a pod is under by its mode; none where plaintext is taken everywhere.
+    pub(in crate::translate) fn policy(&self) -> Option<Policy> {
         let ports = || self.except.iter().copied();
         let listed = || self.except.iter().map(|port| format!("-{port}")).collect::<String>();
         let (name, destination_ports) = match (self.mode, self.except.is_empty()) {
