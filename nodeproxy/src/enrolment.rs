@@ -180,7 +180,7 @@ impl Enrolment {
                 message = receive(node.as_deref()) => {
                     session.hear(message?.ok_or(SessionError::Closed("node.sock"))?);
                 }
-                None = opened.recv(), if !session.serves => session.serving(),
+                None = opened.recv(), if !session.serves => session.serving().await?,
                 () = expired(session.alone), if session.alone.is_some() => {
                     // From the greeting on, as this proxy must hear of what its successor was given.
                     self.generation.succeed(None);

@@ -237,7 +237,7 @@ impl Proxies {
                 let (answer, answered) = oneshot::channel();
                 session.asks.try_send(Ask::Del(uid.clone(), answer)).map(|()| answered).map_err(|_| session.id)
             };
-            state.tell_predecessors_of_end(uid);
+            state.tell_end(uid, |_| true);
             let (answers, lost): (Vec<_>, Vec<_>) = state.zds.iter().map(ask).partition(Result::is_ok);
             for session in lost.into_iter().filter_map(Result::err) {
                 state.end_zds(session);

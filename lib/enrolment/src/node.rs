@@ -4,7 +4,7 @@
 //! proxy  Hello
 //! agent  Hello, Listeners ..., ListenersSent
 //! proxy  Listeners of the pods that the agent did not name
-//! then   proxy  Listeners, Ready, Serving, Live, Released, Probe
+//! then   proxy  Listeners, Ready, Serving, Holds, Live, Released, Probe
 //!        agent  Listeners, Release, Terminating, Successor, ProbeAnswer, Limits
 //! ```
 //! Messages that only a newer version knows are ignored, so both sides speak the lower of their versions and either may
@@ -74,6 +74,11 @@ pub enum ToAgent {
     },
     /// The proxy takes connections at every pod that it was told to serve.
     Serving,
+    /// The proxy stands back and has this pod still, which may have ended while nobody could tell.
+    Holds {
+        /// Which pod.
+        pod: PodUid,
+    },
 }
 
 /// What the agent tells the proxy.
@@ -181,6 +186,7 @@ const LIVE: &str = "node live";
 const RELEASED: &str = "node released";
 const PROBE: &str = "node probe";
 const SERVING: &str = "node serving";
+const HOLDS: &str = "node holds";
 const RELEASE: &str = "node release";
 const PROBE_ANSWER: &str = "node probe_answer";
 const SUCCESSOR: &str = "node successor";
@@ -224,6 +230,7 @@ impl Message for ToAgent {
                 server: connection.server.to_string(),
             }),
             Self::Serving => Payload::Serving(wire::Serving {}),
+            Self::Holds { pod } => Payload::Holds(wire::Holds { pod_uid: pod.to_string() }),
         };
         packet::<Self>(&wire::ToAgent { payload: Some(payload) }, descriptors)
     }
@@ -239,6 +246,7 @@ impl Message for ToAgent {
             Payload::Released(_) => (RELEASED, 0),
             Payload::Probe(_) => (PROBE, 0),
             Payload::Serving(_) => (SERVING, 0),
+            Payload::Holds(_) => (HOLDS, 0),
         };
         count_descriptors(message, expected, &descriptors)?;
         let pod = |uid| pod_uid(message, uid);
@@ -260,6 +268,7 @@ impl Message for ToAgent {
                 Self::Probe { id: probe.id, pod: pod(probe.pod_uid)?, connection: AddressPair { client, server } }
             }
             Payload::Serving(wire::Serving {}) => Self::Serving,
+            Payload::Holds(holds) => Self::Holds { pod: pod(holds.pod_uid)? },
         }))
     }
 }

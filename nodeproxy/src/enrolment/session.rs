@@ -85,7 +85,13 @@ impl Session<'_> {
         let handed_over = self.enrolment.pods.get(&uid).is_none().then(Instant::now);
         let pods = &self.enrolment.pods;
         let pod = match pods.get(&uid) {
-            Some(known) if known.is_in(netns.as_fd()) => known,
+            Some(known) if known.is_in(netns.as_fd()) => {
+                if !known.is_open() {
+                    // From an earlier session; this one serves when they are open.
+                    self.open_when_able(&known);
+                }
+                known
+            }
             known => {
                 if known.is_some() {
                     // A new sandbox of the same pod: nothing of the old one may be used again, tunnels least of all.
@@ -135,10 +141,11 @@ impl Session<'_> {
     }
 
     /// Every pod of the snapshot is served.
-    pub(super) fn serving(&mut self) {
+    pub(super) async fn serving(&mut self) -> Result<(), SessionError> {
         self.serves = true;
         drop(self.ready.take());
-        self.tell(ToAgent::Serving);
+        // Not by way of the outbox, which may be full: an older proxy stands back at this word.
+        Ok(send(self.node.as_deref(), &ToAgent::Serving).await?)
     }
 
     /// Another proxy serves. This one goes on with the connections that it has.
@@ -147,6 +154,10 @@ impl Session<'_> {
         self.alone = None;
         self.zds = None;
         self.kept.clear();
+        // Which of them have ended while this proxy heard nothing on ZDS, and none of the agent?
+        for pod in self.enrolment.pods.all().keys() {
+            self.tell(ToAgent::Holds { pod: pod.clone() });
+        }
     }
 
     /// Listeners of a pod that an older proxy made after this one's greeting.
@@ -208,6 +219,7 @@ impl Session<'_> {
     fn release(&mut self, uid: PodUid, reason: ReleaseReason, deadline: Duration) {
         if reason == ReleaseReason::Deleted {
             self.kept.remove(&uid);
+            self.limits.remove(&uid);
         }
         let Some(pod) = self.enrolment.pods.get(&uid) else {
             // Removed already, or never served: the agent need not wait.
@@ -228,7 +240,9 @@ impl Session<'_> {
                     if !pod.connections.settle(deadline).await {
                         tracing::warn!(pod.uid = %uid, "some connections of a deleted pod were still open at its deadline");
                     }
-                    if let Some(table) = table {
+                    if let Some(table) =
+                        table.filter(|table| table.get(&uid).is_some_and(|here| Arc::ptr_eq(&here, &pod)))
+                    {
                         table.remove(&uid);
                     }
                     drop(outbox.send(ToAgent::Released { pod: uid }).await);

@@ -162,14 +162,11 @@ impl Opened<'_> {
             ToAgent::Hello { .. } => tracing::warn!(session = self.id, "a node proxy greeted twice"),
             ToAgent::Listeners(listeners) => self.proxies.keep(self.id, listeners),
             ToAgent::Serving => self.proxies.serving(self.id),
-            ToAgent::Ready { pod, outcome } => {
-                self.proxies.note(&pod, |served| served.ready = Some((self.id, outcome)))
-            }
-            ToAgent::Live { pod, connections } => {
-                self.proxies.note(&pod, |served| {
-                    served.live.insert(self.id, connections);
-                });
-            }
+            ToAgent::Ready { pod, outcome } => self.proxies.ready(self.id, &pod, outcome),
+            ToAgent::Holds { pod } => self.proxies.holds(self.id, &pod),
+            ToAgent::Live { pod, connections } => self.proxies.note(&pod, |served| {
+                served.live.insert(self.id, connections);
+            }),
             ToAgent::Released { pod } => self.proxies.note(&pod, |served| {
                 served.released.insert(self.id);
             }),
@@ -247,6 +244,21 @@ impl Proxies {
             // One that cannot be told begins anew, with a greeting that names these, too.
             session.started <= makers || give().is_some()
         });
+    }
+
+    /// A pod's certificate is there or not. Of two proxies the younger one's word counts, which will serve when the older
+    /// has gone.
+    pub(super) fn ready(&self, from: SessionId, pod: &PodUid, outcome: Result<(), String>) {
+        let mut state = self.lock();
+        let State { node, served, .. } = &mut *state;
+        let started = |id| node.iter().find(|session| session.id == id).map(|session| session.started);
+        if let Some(served) = served.get_mut(pod)
+            && served.ready.as_ref().is_none_or(|(before, _)| started(*before) <= started(from))
+        {
+            served.ready = Some((from, outcome));
+        }
+        drop(state);
+        self.notify();
     }
 
     pub(super) fn note(&self, pod: &PodUid, note: impl FnOnce(&mut super::Served)) {

@@ -19,6 +19,14 @@ impl Proxies {
         state.tell_successors();
     }
 
+    /// A proxy that stands back has a pod still: it is told if the pod has ended while it could not be.
+    pub(super) fn holds(&self, id: SessionId, pod: &PodUid) {
+        let mut state = self.lock();
+        if !state.served.contains_key(pod) {
+            state.tell_end(pod, |node| node.id == id);
+        }
+    }
+
     /// Tells the proxies that a pod begins to end, once, and those that connect later.
     pub fn terminating(&self, uid: &PodUid) {
         let mut state = self.lock();
@@ -45,11 +53,12 @@ impl State {
         });
     }
 
-    /// Those who have a successor hear nothing on ZDS any more.
-    pub(super) fn tell_predecessors_of_end(&mut self, uid: &PodUid) {
+    /// Tells those of these who have a successor that a pod is gone: they hear nothing on ZDS any more. To others it could
+    /// come after the pod's next sandbox.
+    pub(super) fn tell_end(&mut self, uid: &PodUid, whom: impl Fn(&NodeSession) -> bool) {
         self.node.retain(|node| {
             let end = ToProxy::Release { pod: uid.clone(), reason: ReleaseReason::Deleted, deadline: Duration::ZERO };
-            node.successor.is_none() || node.tell.try_send(end).is_ok()
+            node.successor.is_none() || !whom(node) || node.tell.try_send(end).is_ok()
         });
     }
 }
@@ -146,6 +155,41 @@ mod tests {
         assert!(given(&mut new) && !given(&mut old));
         proxies.keep(new.id, made());
         assert!(!given(&mut new) && !given(&mut old));
+    }
+
+    #[test]
+    fn a_proxy_that_stood_back_hears_of_pods_that_ended_while_it_was_away_and_no_other_does() {
+        let (proxies, here, gone) = (Proxies::default(), PodUid::new("here"), PodUid::new("gone"));
+        let info = WorkloadInfo { name: "web".into(), namespace: "shop".into(), service_account: "web".into() };
+        proxies.serve_pod(&here, info, None);
+        let [mut old, mut new] = [("old", 1), ("new", 2)].map(|(name, age)| Proxy::connects(&proxies, name, age));
+        proxies.holds(old.id, &gone);
+        assert!(old.told.try_recv().is_err(), "nobody follows it: it hears on ZDS");
+        proxies.serving(new.id);
+        assert_eq!(old.heard(), [Some("new".to_owned())]);
+        for (proxy, pod) in [(&old, &here), (&old, &gone), (&new, &gone)] {
+            proxies.holds(proxy.id, pod);
+        }
+        let Ok(ToProxy::Release { pod, reason, .. }) = old.told.try_recv() else { panic!("it is told nothing") };
+        assert_eq!((pod, reason), (gone, ReleaseReason::Deleted));
+        assert!(old.told.try_recv().is_err() && new.told.try_recv().is_err());
+    }
+
+    #[test]
+    fn of_two_proxies_the_youngers_word_on_a_certificate_counts_and_outlives_the_older() {
+        let (proxies, pod) = (Proxies::default(), PodUid::new("a"));
+        let info = WorkloadInfo { name: "web".into(), namespace: "shop".into(), service_account: "web".into() };
+        proxies.serve_pod(&pod, info, None);
+        let [old, new] = [("old", 1), ("new", 2)].map(|(name, age)| Proxy::connects(&proxies, name, age));
+        let (zds, _asks, _) = proxies.open_zds();
+        proxies.accept(zds, &pod, Ok(()));
+        proxies.ready(new.id, &pod, Ok(()));
+        proxies.ready(old.id, &pod, Err("not yet".to_owned()));
+        assert_eq!(proxies.lacks(&pod), None);
+        proxies.close_node(old.id);
+        assert_eq!(proxies.lacks(&pod), None, "the younger has said it, and says it once");
+        proxies.close_node(new.id);
+        assert!(proxies.lacks(&pod).is_some());
     }
 
     #[test]

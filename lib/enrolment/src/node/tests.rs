@@ -29,6 +29,7 @@ fn messages_to_the_agent_survive_the_way() {
     for message in [
         ToAgent::Hello { version: VERSION, generation: "g1".to_owned(), started: Duration::from_millis(7) },
         ToAgent::Serving,
+        ToAgent::Holds { pod: pod() },
         ToAgent::Ready { pod: pod(), outcome: Ok(()) },
         ToAgent::Ready { pod: pod(), outcome: Err("no certificate".to_owned()) },
         ToAgent::Live { pod: pod(), connections: 7 },
