@@ -22,8 +22,6 @@ use crate::pods::Pods;
 /// At most so long before its deadline a proxy without successor closes its doors, so that short connections are not cut:
 /// new ones wait in their queues for the next proxy.
 const LAST: Duration = Duration::from_secs(5);
-/// For workers that were about to accept when the doors closed.
-const SETTLE: Duration = Duration::from_millis(100);
 
 /// This run; clones are the same.
 #[derive(Clone)]
@@ -71,10 +69,10 @@ impl Situation {
         let Some(asked) = self.asked else {
             return if self.succeeded { Step::StandBack } else { Step::Serve };
         };
-        let is_over = |back: Duration| self.open == 0 && back >= SETTLE;
         match self.back {
             _ if asked >= deadline => Step::End,
-            Some(back) if is_over(back) || (!self.succeeded && back >= last) => Step::End,
+            // The doors were closed before this was counted, and nobody is taken without being counted first.
+            Some(back) if self.open == 0 || (!self.succeeded && back >= last) => Step::End,
             // Nobody would be served by going on, and the sooner it goes, the sooner the next one comes.
             None if !self.succeeded && self.live > 0 && asked + last < deadline => Step::Serve,
             Some(_) | None => Step::StandBack,
@@ -204,7 +202,8 @@ mod tests {
             (Some(50), yes, Some(50), 1, 1, StandBack),
             (Some(50), yes, Some(50), 0, 1, StandBack),
             (Some(50), yes, Some(50), 0, 0, End),
-            (Some(0), yes, Some(0), 0, 0, StandBack),
+            (Some(0), yes, None, 0, 0, StandBack),
+            (Some(0), yes, Some(0), 0, 0, End),
             (Some(100), yes, Some(50), 9, 9, End),
             // Nobody follows: it serves on, as long as somebody is served and it has time.
             (Some(0), no, None, 9, 9, Serve),

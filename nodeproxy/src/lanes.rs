@@ -25,7 +25,7 @@ use crate::{
     authorize::AdmitError,
     budget::Over,
     capture::{CaptureError, Door, Knock},
-    connections::{Ended, Lease},
+    connections::{Arrival, Ended, Lease},
     resolve::{ResolveError, inbound::ResolveInboundError},
     tunnel::{DialError, Upstream},
     worker::{self, Worker},
@@ -151,12 +151,17 @@ impl From<AdmitError> for Failure {
 }
 
 /// Sends a new connection down its lane.
-pub(crate) fn enter(knock: Knock, worker: &Rc<Worker>) {
+pub(crate) fn enter((knock, arrival): (Knock, Arrival), worker: &Rc<Worker>) {
     let worker = Rc::clone(worker);
     match knock.door {
-        Door::Hbone => worker::carry(inbound::tunnel(knock, worker)),
-        Door::Outbound => worker::carry(outbound::run(knock, worker)),
-        Door::Plaintext => worker::carry(plaintext::run(knock, worker)),
+        Door::Hbone => {
+            let open = knock.pod.connections.tunnel();
+            // Its streams are connections; it is none.
+            drop(arrival);
+            worker::carry(inbound::tunnel(knock, open, worker));
+        }
+        Door::Outbound => worker::carry(outbound::run(knock, arrival, worker)),
+        Door::Plaintext => worker::carry(plaintext::run(knock, arrival, worker)),
     }
 }
 

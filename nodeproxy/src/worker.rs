@@ -17,6 +17,7 @@ use crate::{
     account::{Accounts, Books},
     balance::{Loads, Place},
     capture::{Knock, Watch, Watched},
+    connections::Arrival,
     lanes,
     pods::Pods,
     probe::Probes,
@@ -166,7 +167,7 @@ fn count(now: PoolCounts, before: PoolCounts) -> PoolCounts {
 }
 
 /// The next connection. An error of `accept` is about one connection or about resources, so accepting goes on.
-async fn knock(watch: &mut Watch) -> Knock {
+async fn knock(watch: &mut Watch) -> (Knock, Arrival) {
     loop {
         match watch.knock().await {
             Ok(knock) => return knock,

@@ -28,6 +28,7 @@ use underpass_hbone::copy::reset_on_close;
 use super::{Door, original_dst::canonical};
 use crate::{
     budget::{Amount, Over, Share, is_hopeless},
+    connections::Arrival,
     pods::Pod,
 };
 
@@ -138,7 +139,7 @@ impl Watched {
 
 impl Watch {
     /// The next connection at any door.
-    pub(crate) async fn knock(&mut self) -> io::Result<Knock> {
+    pub(crate) async fn knock(&mut self) -> io::Result<(Knock, Arrival)> {
         loop {
             if let Some(knock) = self.accept()? {
                 return Ok(knock);
@@ -181,9 +182,11 @@ impl Watch {
 
 impl Watch {
     /// Somebody who waits at a door that had an event.
-    fn accept(&mut self) -> io::Result<Option<Knock>> {
+    fn accept(&mut self) -> io::Result<Option<(Knock, Arrival)>> {
         while let (false, Some(turn)) = (self.tired, self.ready.front_mut()) {
             let (pod, door) = (Arc::clone(&turn.pod), turn.door);
+            // It counts before it is taken: whoever finds the doors shut, or the queue empty, and counts after that, counts it.
+            let arrival = pod.connections.arrive();
             if !pod.is_open() {
                 // Whoever waits there is another process's to take.
                 self.ready.pop_front();
@@ -218,7 +221,7 @@ impl Watch {
                         reset_on_close(&stream);
                     }
                     let client = address.as_socket().map(canonical).ok_or(io::ErrorKind::InvalidData)?;
-                    return Ok(Some(Knock { door, pod, stream, client, share }));
+                    return Ok(Some((Knock { door, pod, stream, client, share }, arrival)));
                 }
                 // Another worker was faster, or nobody is left.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(self.behind.remove(&key(&pod, door))),

@@ -287,8 +287,10 @@ async fn tell_live(pod: Arc<Pod>, outbox: mpsc::Sender<ToAgent>) {
 
 /// How many captured connections a pod has, with those that nobody has accepted yet.
 fn remaining(pod: &Pod) -> u64 {
+    // In this order, as each is counted before it is taken out of its queue.
+    let waiting = pod.listeners.have_waiting();
     let live = pod.connections.live();
-    if live == 0 && pod.listeners.have_waiting() { 1 } else { live }
+    if waiting { live.max(1) } else { live }
 }
 
 fn unserved(uid: &PodUid, error: &(impl std::error::Error + 'static)) -> zds::Ack {

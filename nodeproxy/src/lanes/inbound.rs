@@ -37,8 +37,7 @@ pub(super) struct Ends {
 }
 
 /// Serves one tunnel to its end.
-pub(super) async fn tunnel(knock: Knock, worker: Rc<Worker>) {
-    let open = knock.pod.connections.tunnel();
+pub(super) async fn tunnel(knock: Knock, open: OpenTunnel, worker: Rc<Worker>) {
     let (client, pod) = (knock.client, Arc::clone(&knock.pod));
     let mut record = Record::open(&worker.books, Direction::Inbound, (client, pod.budget.held()));
     match handshake(knock, &worker).await {

@@ -23,8 +23,7 @@ use crate::{
 const TRIES: usize = 3;
 
 /// Carries one connection.
-pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
-    let arrival = knock.pod.connections.arrive();
+pub(super) async fn run(knock: Knock, arrival: Arrival, worker: Rc<Worker>) {
     let mut record = Record::open(&worker.books, Direction::Outbound, (knock.client, knock.pod.budget.held()));
     let outcome = carry(knock, &arrival, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));

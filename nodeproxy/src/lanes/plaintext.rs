@@ -20,8 +20,7 @@ use crate::{
 };
 
 /// Carries one connection.
-pub(super) async fn run(knock: Knock, worker: Rc<Worker>) {
-    let arrival = knock.pod.connections.arrive();
+pub(super) async fn run(knock: Knock, arrival: Arrival, worker: Rc<Worker>) {
     let mut record = Record::open(&worker.books, Direction::Inbound, (knock.client, knock.pod.budget.held()));
     let outcome = carry(knock, &arrival, &worker, &mut record).await;
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
