@@ -62,7 +62,7 @@ const SECTIONS: [Section; 11] = [
             ("budget_descriptors", "the node proxy has as many descriptors open for the pod as it may"),
             (
                 "budget_handshakes",
-                "as many peers shake hands with the pod as may at once; they wait and are not refused",
+                "as many peers shake hands with the pod as may at once, and this one took longer than others do",
             ),
             (
                 "budget_node",

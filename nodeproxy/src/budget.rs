@@ -98,7 +98,7 @@ pub(crate) struct Supply {
     pub(crate) pods: u64,
 }
 
-/// Handshakes are short, and each has a deadline.
+/// Handshakes are short, and those that are not make room ([`Budget::crowded_out`]).
 const HANDSHAKES: u64 = 256;
 /// As much as 64 connections that carry bulk may have in their windows.
 const BUFFERED_BYTES: u64 = 64 << 20;
@@ -162,7 +162,7 @@ pub(crate) fn admit(has: Amount, more: Amount, limits: &Limits, taken: u64, supp
 /// Whether to reset whoever comes to a door at which the first has been waiting this long.
 pub(crate) fn is_hopeless(over: Over, waiting: Duration) -> bool {
     match over {
-        // Each ends by itself within seconds.
+        // Those under way end within moments, or make room.
         Over::Handshakes => false,
         Over::Connections | Over::Descriptors | Over::Node => waiting >= PATIENCE,
     }

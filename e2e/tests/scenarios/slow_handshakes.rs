@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use underpass_e2e::{SHORT, call, said, world};
-use underpass_lab::{Place, eventually};
-use underpass_model::names::HBONE_PORT;
+use underpass_e2e::{MESH, SHORT, call, said, server, wait_authenticated, world};
+use underpass_lab::{Place, PodSpec, eventually};
+use underpass_model::names::{HBONE_PORT, LIMIT_HANDSHAKES};
 
 /// How many slow ones there are.
 const SLOW: usize = 60;
@@ -59,4 +59,26 @@ fn handshakes_that_never_end_are_cut_and_stop_nobody_else() {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn more_handshakes_than_may_be_do_not_keep_others_out() {
+    let world = world();
+    let lab = &world.lab;
+    let narrow = PodSpec::new("node-b", MESH, "narrow").annotation(LIMIT_HANDSHAKES, "20");
+    let narrow = server(lab, &narrow).unwrap();
+    let address = narrow.v4().unwrap().to_string();
+    let argv = ["python3", "-c", TRICKLE, &address, &HBONE_PORT.to_string(), &SLOW.to_string()];
+    let slow = lab.spawn(Place::Outside, "many-slow", &argv).unwrap();
+    slow.wait_for_output("all open", SHORT).unwrap();
+    // Nobody has a tunnel to this pod yet: the first call needs a handshake.
+    wait_authenticated(lab, &world.client, &narrow).unwrap();
+    eventually(SHORT, "a line for one that had to make room", || {
+        let lines = lab.access_log(&narrow.node)?;
+        let reasons: Vec<_> = lines.iter().map(|line| said(line, "reason")).collect();
+        ensure!(reasons.contains(&"budget_handshakes"), "{reasons:?}");
+        Ok(())
+    })
+    .unwrap();
+    slow.wait_for_output("left 0", SHORT).unwrap();
 }

@@ -1,11 +1,15 @@
 //! Who has how much of what: counted by all workers, never behind a lock.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use underpass_enrolment::node::PodLimits;
 use underpass_hbone::Held;
 use underpass_runtime::metrics::{
@@ -16,6 +20,9 @@ use underpass_runtime::metrics::{
 
 use super::{Amount, Limits, Over, Supply, admit};
 use crate::pods::Pods;
+
+/// Longer than the handshake of a peer that means it takes, also over a slow way.
+const HONEST: Duration = Duration::from_millis(500);
 
 /// What all workloads of this node proxy share.
 #[derive(Debug)]
@@ -34,6 +41,8 @@ pub(crate) struct Budget {
     connections: AtomicU64,
     descriptors: AtomicU64,
     handshakes: AtomicU64,
+    /// Wakes handshakes that have to make room, the oldest first.
+    crowd: Notify,
     held: Arc<Held>,
     waits: [AtomicU64; Over::ALL.len()],
     refused: [AtomicU64; Over::ALL.len()],
@@ -72,6 +81,7 @@ impl Budget {
             connections: AtomicU64::new(0),
             descriptors: AtomicU64::new(0),
             handshakes: AtomicU64::new(0),
+            crowd: Notify::new(),
             held: Arc::new(Held::new(limits.buffered_bytes)),
             waits: Default::default(),
             refused: Default::default(),
@@ -106,9 +116,31 @@ impl Budget {
         Share { budget: Arc::clone(self), amount }
     }
 
-    /// Notes that its listeners are left alone for a while.
+    /// Notes that its listeners are left alone for a while. Handshakes that only take up room end meanwhile.
     pub(crate) fn waits(&self, over: Over) {
         count(&self.waits, over);
+        if over == Over::Handshakes {
+            (0..self.spare()).for_each(|_| self.crowd.notify_one());
+        }
+    }
+
+    /// Completes when a handshake that began now shall end for the sake of others: it has lasted longer than that of a
+    /// peer which means it, there is no room for one more, and none is older.
+    pub(crate) async fn crowded_out(&self) {
+        tokio::time::sleep(HONEST).await;
+        loop {
+            self.crowd.notified().await;
+            // There may have been nobody when somebody was called, and others have made room, too.
+            let taken = self.handshakes.load(Relaxed).saturating_add(self.spare());
+            if taken > self.limits.load().most.handshakes {
+                return;
+            }
+        }
+    }
+
+    /// For how many handshakes room is made at once.
+    fn spare(&self) -> u64 {
+        (self.limits.load().most.handshakes / 16).clamp(1, 16)
     }
 
     /// Notes that a connection was refused.
@@ -226,6 +258,27 @@ mod tests {
         assert_eq!(used(&budget), (Amount { connections: 1, descriptors: 2, handshakes: 0 }, 2));
         drop((redirected, peer));
         assert_eq!(used(&budget), (Amount::default(), 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_handshakes_make_room_for_others_and_only_where_there_is_none() {
+        let budget = budget(20_000, &PodLimits { handshakes: Some(2), ..PodLimits::default() });
+        let mut old = std::pin::pin!(budget.crowded_out());
+        let (_first, second) = (budget.take(Amount::PEER).unwrap(), budget.take(Amount::PEER).unwrap());
+        let pending = |moment| tokio::time::sleep(moment);
+        tokio::select! { () = old.as_mut() => panic!("nobody wants its place"), () = pending(HONEST * 9) => {} }
+        let mut young = std::pin::pin!(budget.crowded_out());
+        tokio::select! { () = young.as_mut() => panic!("it is young"), () = pending(HONEST / 2) => {} }
+        let over = budget.take(Amount::PEER).unwrap_err();
+        budget.waits(over);
+        old.await;
+        // Called, but there is room by now.
+        drop(second);
+        budget.waits(over);
+        tokio::select! { () = young.as_mut() => panic!("there is room"), () = pending(HONEST * 9) => {} }
+        let _third = budget.take(Amount::PEER).unwrap();
+        budget.waits(over);
+        young.await;
     }
 
     #[test]

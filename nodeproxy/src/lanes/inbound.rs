@@ -13,7 +13,7 @@ use super::Failure;
 use crate::{
     account::{Direction, Record},
     authorize::Judged,
-    budget::{Amount, Share},
+    budget::{Amount, Over, Share},
     capture::{
         Knock, canonical,
         socket::{self, SourceAddress},
@@ -55,7 +55,7 @@ pub(super) async fn tunnel(knock: Knock, open: OpenTunnel, worker: Rc<Worker>) {
 }
 
 async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, SocketAddr, Share), Failure> {
-    let connections = knock.pod.connections.clone();
+    let (connections, budget) = (knock.pod.connections.clone(), Arc::clone(&knock.pod.budget));
     let mut share = knock.share.inspect_err(|over| knock.pod.budget.refused(*over))?;
     let shaken = async {
         let own = &knock.pod.identity;
@@ -75,6 +75,10 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
             Ok((connection, hbone, share))
         }
         () = connections.ended() => Err(Ended::Pod.into()),
+        () = budget.crowded_out() => {
+            budget.refused(Over::Handshakes);
+            Err(Over::Handshakes.into())
+        }
     }
 }
 
