@@ -40,6 +40,8 @@ const OUTBOX: usize = 1024;
 /// How long a proxy that stood back waits for word of a successor before it serves again: the successor may only have to
 /// connect anew, as this one did.
 const ALONE_AFTER: Duration = Duration::from_secs(1);
+/// The longest pause between two attempts to reach the agent.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What this part works on.
 pub(crate) struct Enrolment {
@@ -89,14 +91,14 @@ struct Session<'a> {
     serves: bool,
     /// Questions that wait for their answers, by number.
     asked: HashMap<u64, Question>,
-    /// Since when nobody is known to serve instead, though somebody did.
+    /// When it is sure that nobody serves instead, though somebody did.
     alone: Option<Instant>,
 }
 
 impl Enrolment {
     /// Runs until asked to stop. `ready` is kept until the first snapshot is complete.
     pub(crate) async fn run(self, mut questions: mpsc::Receiver<Question>, ready: Pending, shutdown: Shutdown) {
-        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(5));
+        let mut backoff = Backoff::new(Duration::from_millis(10), LONGEST_PAUSE);
         let mut ready = Some(ready);
         loop {
             let ended = tokio::select! {
@@ -159,7 +161,8 @@ impl Enrolment {
             opening: Some(opening),
             serves: false,
             asked: HashMap::new(),
-            alone: succeeded.then(Instant::now),
+            // The agent may have been away for both, and the successor comes back later.
+            alone: succeeded.then(|| Instant::now() + LONGEST_PAUSE + ALONE_AFTER),
         };
         let mut next_question = 0u64;
         loop {
@@ -251,7 +254,7 @@ async fn send(socket: Option<&Connection>, message: &impl Message) -> Result<(),
 /// Completes when a proxy has been alone for long enough to be sure.
 async fn expired(alone: Option<Instant>) {
     match alone {
-        Some(since) => tokio::time::sleep_until(since + ALONE_AFTER).await,
+        Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,
     }
 }

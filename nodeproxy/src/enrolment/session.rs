@@ -14,7 +14,7 @@ use underpass_enrolment::{
 use underpass_model::PodUid;
 use underpass_runtime::{Chain, metrics::catalogue, tasks};
 
-use super::{Session, SessionError, keep, listeners_of, send};
+use super::{ALONE_AFTER, Session, SessionError, keep, listeners_of, send};
 use crate::{
     pods::{NewPod, Pod},
     probe::Question,
@@ -40,7 +40,7 @@ impl Session<'_> {
             ToProxy::Listeners(listeners) => self.keep(listeners),
             ToProxy::Terminating { pod } => self.bid_farewell(&pod),
             ToProxy::Successor(Some(generation)) => self.succeed(generation),
-            ToProxy::Successor(None) => self.alone = Some(Instant::now()),
+            ToProxy::Successor(None) => self.alone = Some(Instant::now() + ALONE_AFTER),
             ToProxy::Hello { .. } | ToProxy::ListenersSent => {
                 tracing::warn!("the node agent sent a greeting twice");
             }
