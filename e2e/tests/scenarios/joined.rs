@@ -51,9 +51,9 @@ fn is_tunnelled(line: &Value) -> bool {
 }
 
 /// The access lines of both halves of the next call.
-fn call(lab: &Lab, client: &Pod, near: &Pod) -> (Value, Value) {
-    let before = inbound(lab, near, client).unwrap().len();
-    get(lab, client.place(), &format!("http://{}:8080/", near.v4().unwrap())).unwrap();
+fn call(lab: &Lab, client: &Pod, near: &Pod) -> anyhow::Result<(Value, Value)> {
+    let before = inbound(lab, near, client)?.len();
+    get(lab, client.place(), &format!("http://{}:8080/", near.v4().unwrap()))?;
     let inbound = eventually(SHORT, "the called pod's access line", || {
         let lines = inbound(lab, near, client)?;
         anyhow::ensure!(lines.len() > before, "none");
@@ -66,13 +66,13 @@ fn call(lab: &Lab, client: &Pod, near: &Pod) -> (Value, Value) {
             lines.into_iter().rfind(|line| said(line, "direction") == "outbound" && said(line, "dst.addr") == to);
         last.ok_or_else(|| anyhow::anyhow!("none"))
     });
-    (outbound.unwrap(), inbound.unwrap())
+    Ok((outbound?, inbound?))
 }
 
 /// Waits until calls are tunnelled, or are not.
 fn wait_tunnelled(lab: &Lab, client: &Pod, near: &Pod, tunnelled: bool) {
     eventually(SHORT, "calls to change their way", || {
-        let (outbound, inbound) = call(lab, client, near);
+        let (outbound, inbound) = call(lab, client, near)?;
         anyhow::ensure!(is_tunnelled(&outbound) == tunnelled && is_tunnelled(&inbound) == tunnelled, "{outbound}");
         Ok(())
     })
@@ -84,7 +84,7 @@ fn both_halves_are_accounted_for_with_proven_identities() {
     let lab = alone().unwrap();
     let (client, near) = pods(&lab);
     wait_tunnelled(&lab, &client, &near, false);
-    let (outbound, inbound) = call(&lab, &client, &near);
+    let (outbound, inbound) = call(&lab, &client, &near).unwrap();
     for line in [&outbound, &inbound] {
         assert_eq!(said(line, "src.identity"), identity_of(&client), "{line}");
         assert_eq!(said(line, "dst.identity"), identity_of(&near), "{line}");
@@ -139,7 +139,7 @@ fn tunnels_are_used_where_they_are_forced_or_any_network_policy_is_known() {
 
     let lab = alone_with(|options| options.node_proxy_flags.push("--always-tunnel".to_owned())).unwrap();
     let (client, near) = pods(&lab);
-    let (outbound, inbound) = call(&lab, &client, &near);
+    let (outbound, inbound) = call(&lab, &client, &near).unwrap();
     assert!(is_tunnelled(&outbound) && is_tunnelled(&inbound), "{outbound} {inbound}");
     // Long enough for the mark to arrive.
     std::thread::sleep(Duration::from_secs(1));

@@ -87,6 +87,11 @@ fn a_stranger_with_a_captured_pods_address_has_no_identity() {
     let stolen_line = |line: &&serde_json::Value| said(line, "src.addr") == format!("{stolen}:{FROM}");
     let lines = inbound(lab, far, &victim).unwrap();
     assert!(lines.iter().filter(stolen_line).all(|line| said(line, "src.identity") != victims), "{lines:#?}");
-    let answered = call(lab, victim.place(), "outcome", (&far.v4().unwrap().to_string(), 8081)).unwrap();
-    assert!(answered.starts_with("answered"), "{answered}");
+    // As soon as the network's neighbour entries have forgotten the thief.
+    eventually(SHORT, "the address's owner to be answered", || {
+        let answered = call(lab, victim.place(), "outcome", (&far.v4().unwrap().to_string(), 8081))?;
+        ensure!(answered.starts_with("answered"), "{answered}");
+        Ok(())
+    })
+    .unwrap();
 }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     future::Future,
+    io::ErrorKind,
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -15,7 +16,11 @@ use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{self, Instant},
+};
 
 use crate::{metrics::Exposition, shutdown::Shutdown, tasks};
 
@@ -23,6 +28,10 @@ use crate::{metrics::Exposition, shutdown::Shutdown, tasks};
 const MOST_CONNECTIONS: usize = 64;
 /// How long a client may take for its request head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For how long an address may still be held by a killed former run: the kernel reports a process as gone when its first
+/// thread is, but its sockets are closed by its last one.
+const FORMER_RUN: Duration = Duration::from_secs(2);
 
 /// What must be there before the program is ready; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -200,11 +209,23 @@ pub fn loopback(text: &str) -> Result<SocketAddr, LoopbackError> {
 /// Serves pages until asked to stop.
 ///
 /// # Errors
-/// If the address cannot be listened on.
+/// If the address cannot be listened on; one that is in use, only if it still is after two seconds.
 pub async fn serve(address: SocketAddr, pages: Pages, shutdown: Shutdown) -> std::io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = listen(address).await?;
     tasks::spawn("admin", accept(listener, pages, shutdown));
     Ok(())
+}
+
+async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let patience = Instant::now() + FORMER_RUN;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < patience => {
+                time::sleep(Duration::from_millis(20)).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 async fn accept(listener: TcpListener, pages: Pages, shutdown: Shutdown) {
@@ -218,7 +239,7 @@ async fn accept(listener: TcpListener, pages: Pages, shutdown: Shutdown) {
                 Err(error) => {
                     // Out of descriptors, most likely: an immediate retry would spin.
                     tracing::warn!(%error, "the administration interface could not accept");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
             },
@@ -256,6 +277,17 @@ mod tests {
         }
         let story = loopback("0.0.0.0:15000").unwrap_err().to_string();
         assert!(story.starts_with("0.0.0.0:15000 is not a loopback address: debugging pages"), "{story}");
+    }
+
+    #[tokio::test]
+    async fn a_former_run_that_still_ends_is_waited_for() {
+        let former = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = former.local_addr().unwrap();
+        let (listening, ()) = tokio::join!(listen(address), async {
+            time::sleep(Duration::from_millis(100)).await;
+            drop(former);
+        });
+        assert_eq!(listening.unwrap().local_addr().unwrap(), address);
     }
 
     #[test]
