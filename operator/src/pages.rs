@@ -7,6 +7,7 @@ use imbl::OrdMap;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use underpass_discovery::{server::Publisher, wire::ResourceType};
+use underpass_model::{Identity, TrustDomain};
 use underpass_objects::Snapshot;
 use underpass_runtime::admin::{Answer, Pages, json, text};
 
@@ -130,13 +131,23 @@ async fn rotate(authority: Authority, parameter: Option<(String, String)>) -> An
 
 async fn revoke(authority: Authority, parameter: Option<(String, String)>) -> Answer {
     let what = match parameter.as_ref().map(|(name, value)| (name.as_str(), value)) {
-        Some(("identity", name)) => name.parse().map(Revoke::Identity).map_err(|error| error.to_string()),
+        Some(("identity", name)) => identity_of_ours(name, authority.trust_domain()).map(Revoke::Identity),
         Some(("serial", digits)) => digits.parse().map(Revoke::Serial).map_err(|error| error.to_string()),
         _ => Err("identity=SPIFFE-ID or serial=HEX".to_owned()),
     };
     match what {
         Ok(what) => answer(&authority, authority.revoke(what, SystemTime::now()).await),
         Err(problem) => text(StatusCode::BAD_REQUEST, problem + "\n"),
+    }
+}
+
+/// Of another trust domain nothing would match, and who revokes would believe that it is done.
+fn identity_of_ours(name: &str, ours: &TrustDomain) -> Result<Identity, String> {
+    let identity = name.parse::<Identity>().map_err(|error| format!("identity: {error}"))?;
+    if identity.trust_domain() == ours {
+        Ok(identity)
+    } else {
+        Err(format!("{identity} is not of the trust domain {ours}"))
     }
 }
 
@@ -149,4 +160,24 @@ fn answer(authority: &Authority, done: Result<(), OpenError>) -> Answer {
 
 fn seconds_since(time: SystemTime) -> u64 {
     SystemTime::now().duration_since(time).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_identities_that_could_match_are_revoked() {
+        let ours = TrustDomain::new("cluster.local").unwrap();
+        let told = |name| identity_of_ours(name, &ours).map(|identity| identity.to_string());
+        let name = "spiffe://cluster.local/ns/demo/sa/client";
+        assert_eq!(told(name).as_deref(), Ok(name));
+        for (bad, problem) in [
+            ("spiffe://other.domain/ns/demo/sa/client", "is not of the trust domain cluster.local"),
+            ("demo/client", "identity: "),
+        ] {
+            let error = told(bad).unwrap_err();
+            assert!(error.contains(problem), "{bad}: {error}");
+        }
+    }
 }

@@ -310,6 +310,12 @@ impl Authority {
         self.0.told.subscribe()
     }
 
+    /// Whose identities it signs.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.0.options.trust_domain
+    }
+
     /// What people may know.
     #[must_use]
     pub fn status(&self) -> AuthorityStatus {
