@@ -4,6 +4,7 @@
 //! not installed) is a problem of the snapshot, and the last good state stays in force until it is over.
 
 mod connect;
+pub mod event;
 mod feed;
 mod kind;
 pub mod report;

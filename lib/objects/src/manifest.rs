@@ -127,6 +127,16 @@ struct Document<'a> {
     offset: usize,
 }
 
+/// Whatever objects a file holds, as they are written, for who hands them to an API server.
+///
+/// # Errors
+/// What is no YAML, with the line.
+pub fn values(text: &str) -> Result<Vec<serde_json::Value>, String> {
+    let documents = serde_yaml::Deserializer::from_str(text)
+        .map(|document| serde_json::Value::deserialize(document).map_err(|error| error.to_string()));
+    documents.filter(|value| !matches!(value, Ok(serde_json::Value::Null))).collect()
+}
+
 /// Splits at the document markers. A `---` at the start of a line is one wherever it stands (YAML 1.2, 9.1.2), so no
 /// parser is needed to find them, and an error in one document cannot move the lines of the next.
 fn documents(text: &str) -> Vec<Document<'_>> {
