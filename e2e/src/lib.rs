@@ -78,7 +78,11 @@ pub fn alone() -> Result<ScopedLab> {
 /// # Errors
 /// If it does not come up.
 pub fn alone_with(choose: impl FnOnce(&mut Options)) -> Result<ScopedLab> {
-    let lab = ScopedLab::up(choose)?;
+    // Whatever scenarios show, it is shown with the rights that the programs have in a cluster.
+    let lab = ScopedLab::up(|options| {
+        options.confined = true;
+        choose(options);
+    })?;
     lab.label_namespace(MESH, MESH_LABEL, Some(ENROLLED))?;
     lab.label_namespace(PLAIN, "kind", Some("plain"))?;
     Ok(lab)

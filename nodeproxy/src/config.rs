@@ -77,6 +77,9 @@ pub(crate) struct Config {
     /// How long connections may go on after a wish to stop, in seconds
     #[arg(long, env = "UNDERPASS_DRAIN_SECONDS", default_value = "25", value_parser = seconds, value_name = "SECONDS")]
     pub(crate) drain: Duration,
+    /// Run the proxy as a child and start it again at once when it crashes, as the first process of a container should
+    #[arg(long)]
+    pub(crate) supervise: bool,
     /// How to log
     #[command(flatten)]
     pub(crate) log: LogOptions,

@@ -17,6 +17,7 @@ mod pods;
 mod probe;
 mod resolve;
 mod revoke;
+mod supervise;
 mod trust;
 mod tunnel;
 mod waits;
@@ -34,6 +35,11 @@ fn main() -> anyhow::Result<()> {
         drop(error.print());
         std::process::exit(if error.use_stderr() { 64 } else { 0 });
     });
+    if config.supervise {
+        return supervise(&config);
+    }
+    // A parent's mask is inherited.
+    supervise::unblock_signals()?;
     let log = underpass_runtime::telemetry::init(&config.log)?;
     let descriptors = underpass_runtime::limits::raise_descriptors();
     return_memory();
@@ -49,4 +55,13 @@ fn return_memory() {
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         tracing::warn!(%error, "memory goes back to the system late");
     }
+}
+
+fn supervise(config: &config::Config) -> anyhow::Result<()> {
+    // Before there are threads: all of them must leave the signals to the one that waits for them.
+    let signals = supervise::Signals::receive()?;
+    let _log = underpass_runtime::telemetry::init(&config.log)?;
+    let code = supervise::run(signals)?;
+    underpass_runtime::telemetry::flush();
+    std::process::exit(code);
 }

@@ -22,6 +22,9 @@ pub struct Options {
     pub binaries: PathBuf,
     /// The mesh's trust domain.
     pub trust_domain: String,
+    /// Whether agents and node proxies have no capabilities but those that they have in a cluster. It needs `setpriv`,
+    /// and files that root may read as their owner.
+    pub confined: bool,
     /// Further flags for every node proxy.
     pub node_proxy_flags: Vec<String>,
     /// Further flags for the operator.
@@ -44,6 +47,7 @@ impl Options {
             mesh: true,
             binaries: binaries()?,
             trust_domain: "cluster.local".to_owned(),
+            confined: false,
             node_proxy_flags: Vec::new(),
             operator_flags: Vec::new(),
             owner: None,

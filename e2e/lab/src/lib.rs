@@ -32,7 +32,7 @@ mod upgrade;
 pub use config::Options;
 pub use lab::{Lab, ScopedLab};
 pub use load::{Load, LoadReport, Target};
-pub use mesh::Program;
+pub use mesh::{AGENT_CAPABILITIES, NODE_PROXY_CAPABILITIES, Program};
 pub use objects::{ObjectName, parse_label};
 pub use place::{Place, PodName};
 pub use pod::{Pod, PodSpec};

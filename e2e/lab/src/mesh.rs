@@ -20,6 +20,12 @@ use crate::{
 /// How long a program of the mesh may take until it serves.
 const START: Duration = Duration::from_secs(60);
 
+/// What an agent needs: programming namespaces (rules and routes; entering them) and looking at other processes (the
+/// kubelet's sockets, the container runtime's files).
+pub const AGENT_CAPABILITIES: [&str; 3] = ["net_admin", "sys_admin", "sys_ptrace"];
+/// What a node proxy needs: entering namespaces, marks and foreign source addresses on its sockets.
+pub const NODE_PROXY_CAPABILITIES: [&str; 2] = ["net_admin", "sys_admin"];
+
 /// A program of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -277,7 +283,8 @@ impl Lab {
     fn agent_command(&self, node: &str) -> Vec<String> {
         let paths = self.paths();
         let directory = paths.node(node);
-        let mut argv = self.command_of("underpass-agent");
+        let mut argv = self.confined(&AGENT_CAPABILITIES);
+        argv.extend(self.command_of("underpass-agent"));
         argv.extend([
             format!("--node-name={node}"),
             format!("--objects={}", paths.objects().display()),
@@ -295,7 +302,8 @@ impl Lab {
     fn proxy_command(&self, node: &str) -> Vec<String> {
         let paths = self.paths();
         let directory = paths.node(node);
-        let mut argv = self.command_of("underpass-nodeproxy");
+        let mut argv = self.confined(&NODE_PROXY_CAPABILITIES);
+        argv.extend(self.command_of("underpass-nodeproxy"));
         argv.extend([
             format!("--node-name={node}"),
             format!("--operator-address=https://{}:{OPERATOR_PORT}", CONTROL.v4()),
@@ -312,6 +320,17 @@ impl Lab {
         ]);
         argv.extend(self.options().node_proxy_flags.iter().cloned());
         argv
+    }
+
+    /// What a program runs under so that it can have these capabilities and no others, as in its container.
+    fn confined(&self, capabilities: &[&str]) -> Vec<String> {
+        if !self.options().confined {
+            return Vec::new();
+        }
+        let allowed: String = capabilities.iter().map(|capability| format!(",+{capability}")).collect();
+        ["setpriv", &format!("--bounding-set=-all{allowed}"), "--inh-caps=-all", "--no-new-privs", "--"]
+            .map(str::to_owned)
+            .into()
     }
 
     fn command_of(&self, program: &str) -> Vec<String> {
