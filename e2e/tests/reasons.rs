@@ -19,7 +19,7 @@ struct Section {
     labels: &'static [(&'static str, &'static str)],
 }
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     Section {
         title: "Connections: refused by decision",
         about: "Somebody may not. The access line names the policy, if it was one, and both identities.",
@@ -202,6 +202,29 @@ const SECTIONS: [Section; 11] = [
             ("unauthorized", "the API server does not accept the credentials"),
             ("unknown_kind", "the API server does not know the kind: its CustomResourceDefinition is not installed"),
             ("unreachable", "the API server does not answer"),
+        ],
+    },
+    Section {
+        title: "Plugin on a node",
+        about: "Why the node agent cannot install its CNI plugin. Pods are captured a moment after their start then.",
+        files: &[
+            "cni-plugin/agent/src/install/apply.rs",
+            "cni-plugin/agent/src/install/document.rs",
+            "cni-plugin/agent/src/install/locate.rs",
+            "cni-plugin/agent/src/install/plan.rs",
+        ],
+        labels: &[
+            ("binaries_absent", "none of the directories in which the runtime looks for plugins exists"),
+            ("configuration_absent", "there is no network configuration (yet); the cluster's CNI writes one"),
+            ("configuration_incomplete", "the network configuration has no name, no plugin, or a plugin without type"),
+            ("configuration_malformed", "no file is a network configuration in JSON"),
+            ("configuration_name_taken", "the name for the chain that would be made is that of somebody else's file"),
+            ("configuration_restless", "others write the configurations all the time"),
+            ("configuration_version", "the network configuration's `cniVersion` has no chains that the plugin speaks"),
+            ("files_failed", "the node's file system refuses"),
+            ("runtime_ambiguous", "several container runtimes run, and the kubelet does not say which is its own"),
+            ("runtime_configuration_malformed", "the container runtime's configuration is no TOML"),
+            ("runtime_unknown", "neither containerd nor CRI-O is to be seen"),
         ],
     },
     Section {

@@ -13,23 +13,28 @@ use underpass_enrolment::{
     plugin::EnrolledNamespaces,
     seqpacket::{ListenError, Listener},
 };
-use underpass_objects::{Directory, Snapshot, StatusDirectory, files, status::StatusError};
+use underpass_objects::{Snapshot, files};
 use underpass_runtime::{
-    Shutdown,
-    admin::{self, Readiness},
-    metrics, tasks,
+    Chain, Shutdown,
+    admin::{self, Pending, Readiness},
+    metrics::{self, Exposition},
+    tasks,
 };
 
 use crate::{
-    config::Config,
+    config::{Config, UninstallOptions},
     facts,
     find::Holders,
+    install::{self, Place, guard::Guard},
     memory::{Memory, MemoryError},
     plugin_server::{self, PluginServer},
     pods::{Gates, Limits, Pods, Shared},
     probe::Prober,
     program::Programmer,
     proxies::{self, AnswerProbe, Proxies},
+    reports::Reports,
+    source::{self, Source, SourceError},
+    uninstall,
 };
 
 /// Why the agent cannot run.
@@ -50,45 +55,38 @@ pub enum RunError {
     /// A socket for node proxies.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Where captured pods are reported.
+    /// Objects and reports.
     #[error(transparent)]
-    Status(#[from] StatusError),
+    Source(#[from] SourceError),
 }
 
-/// Runs the agent until asked to stop. Pods stay as they are then: their proxy goes on, the next agent takes over.
+/// Runs the agent until asked to stop. Pods stay as they are then: their proxy goes on, the next agent takes over. Only
+/// where the mesh itself is being taken away, everything of it leaves the node first.
 ///
 /// # Errors
 /// [`RunError`] if a part cannot start.
-pub async fn run(config: Config, limits: Limits, shutdown: Shutdown) -> Result<(), RunError> {
+pub async fn run(config: Config, limits: Limits, asked: Shutdown) -> Result<(), RunError> {
     let recorder = metrics::install().inspect_err(|error| tracing::debug!(%error, "no metrics")).ok();
     let path = |path: &PathBuf| {
         let path = path.clone();
         move |source| RunError::Path { path, source }
     };
+    // What runs goes on while the pods leave.
+    let shutdown = Shutdown::new();
     let proxies = Proxies::default();
     let readiness = Readiness::default();
-    let (pods_known, listening) = (readiness.pending("pods"), readiness.pending("sockets"));
-    if let Some(address) = config.admin_address {
-        let pages = pages(&proxies, readiness);
-        let pages = if let Some(recorder) = recorder { pages.metrics(&recorder) } else { pages };
-        let stop = shutdown.clone();
-        tasks::spawn("admin", async move {
-            if let Err(error) = admin::serve(address, pages, stop).await {
-                tracing::error!(%error, %address, "no administration interface");
-            }
-        });
-    }
-    let directory = Directory::open(&config.objects).map_err(path(&config.objects))?;
-    let (objects, directory) = directory.watch();
-    tasks::root("objects", directory.run(shutdown.clone()), &shutdown);
+    let (pods_known, listening) = (readiness.pending("objects of this node"), readiness.pending("sockets"));
+    serve_pages(&config, &proxies, &readiness, recorder.as_ref(), &shutdown);
+    let Source { objects, reports } = Box::pin(Source::open(&config, &shutdown)).await?;
     make_parents(&config)?;
 
+    let memory = Memory::open(&config.state)?;
     let shared = Shared {
         node: config.node_name.clone(),
         proxies: proxies.clone(),
         programmer: Programmer::new(&config.nft),
-        memory: Memory::open(&config.state)?,
-        status: StatusDirectory::open(&config.status)?,
+        memory: memory.clone(),
+        reports: reports.clone(),
         holders: Holders::default(),
         gates: Gates::default(),
         limits,
@@ -96,7 +94,6 @@ pub async fn run(config: Config, limits: Limits, shutdown: Shutdown) -> Result<(
     let now = objects.borrow().clone();
     let facts = facts::of_node(&now.objects, &config.node_name);
     let pods = Arc::new(Pods::restore(shared, facts, now.problems.is_empty()));
-    pods_known.done();
     // Only now: the first proxy's snapshot must name every pod that is captured.
     let prober = Prober::new(config.kubelet());
     let answer: AnswerProbe = Arc::new(move |connection| {
@@ -107,31 +104,111 @@ pub async fn run(config: Config, limits: Limits, shutdown: Shutdown) -> Result<(
     let server = PluginServer { pods: Arc::clone(&pods), objects: objects.clone() };
     let (zds_listener, node_listener) = (Listener::bind(&config.zds_socket)?, Listener::bind(&config.node_socket)?);
     listening.done();
+    let guarding = guard_plugin(&config, &readiness, &shutdown);
     tracing::info!(node = config.node_name, "the node agent runs");
     let (zds, node) = (proxies.clone(), proxies);
-    tokio::join!(
+    let end = async {
+        asked.requested().await;
+        let goes = match &reports {
+            Reports::Cluster { client, .. } => Box::pin(source::is_mesh_going(client)).await,
+            Reports::Directory(_) => false,
+        };
+        if goes {
+            tracing::info!("the mesh is being taken off this cluster; it leaves this node");
+            guarding.request();
+            let facts = facts::of_node(&objects.borrow().objects.clone(), &config.node_name);
+            pods.leave_all(facts, LEAVE).await;
+        }
+        shutdown.request();
+        goes
+    };
+    let (.., goes) = tokio::join!(
         proxies::serve_zds(zds_listener, zds, shutdown.clone()),
         proxies::serve_node(node_listener, node, answer, shutdown.clone()),
         server.serve(plugin, shutdown.clone()),
-        follow(&config, objects, &pods, &shutdown),
+        follow(&config, objects.clone(), &pods, pods_known, &shutdown),
+        end,
     );
     if timeout(LAST_STEPS, pods.stop()).await.is_err() {
         tracing::warn!("some pods were still being worked on; the next agent goes on from there");
     }
+    if goes {
+        clean_up(&config, &memory).await;
+    }
     Ok(())
 }
+
+/// How long pods have to leave gently when the mesh goes.
+const LEAVE: Duration = Duration::from_secs(25);
 
 /// What a pod's task is at when the agent stops takes no longer, unless a disk or `nft` hangs.
 const LAST_STEPS: Duration = Duration::from_secs(10);
 
+/// Takes away what the pods have left, and everything else.
+async fn clean_up(config: &Config, memory: &Memory) {
+    let options = UninstallOptions::after(config);
+    // Nothing is captured that is not remembered first.
+    let pods = memory.all().into_iter().filter_map(|(_, pod)| pod.netns?.reopen()).collect::<Vec<_>>();
+    let cleaned = tokio::task::spawn_blocking(move || uninstall::run(&options, pods)).await;
+    match cleaned {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(error = %Chain(&error), "something of the mesh stays on this node"),
+        Err(error) => tracing::error!(%error, "taking the mesh off this node failed"),
+    }
+}
+
+fn serve_pages(
+    config: &Config,
+    proxies: &Proxies,
+    readiness: &Readiness,
+    recorder: Option<&Exposition>,
+    shutdown: &Shutdown,
+) {
+    let with_metrics = |pages: admin::Pages| match recorder {
+        Some(recorder) => pages.metrics(recorder),
+        None => pages,
+    };
+    let all = config.admin_address.map(|address| (address, with_metrics(pages(proxies, readiness.clone()))));
+    let metrics = config.metrics_address.map(|address| (address, with_metrics(admin::Pages::new())));
+    for (address, pages) in all.into_iter().chain(metrics) {
+        let stop = shutdown.clone();
+        tasks::spawn("admin", async move {
+            if let Err(error) = admin::serve(address, pages, stop).await {
+                tracing::error!(%error, %address, "no administration interface");
+            }
+        });
+    }
+}
+
+/// Only once the agent can answer it.
+/// The guard ends when asked to by the answer, or with everything else.
+fn guard_plugin(config: &Config, readiness: &Readiness, shutdown: &Shutdown) -> Shutdown {
+    let stop = shutdown.child();
+    if let Some(program) = config.install_plugin.clone() {
+        let entry = install::entry(&config.plugin_socket, &config.enrolled_namespaces);
+        let guard = Guard { place: Place::from(&config.place), program, entry };
+        tasks::root("plugin guard", guard.keep(readiness.pending("plugin"), stop.clone()), &stop);
+    }
+    stop
+}
+
 /// Passes every change of the objects on, and leaves the list of enrolled namespaces for the plugin.
-async fn follow(config: &Config, mut objects: watch::Receiver<Snapshot>, pods: &Pods, shutdown: &Shutdown) {
+async fn follow(
+    config: &Config,
+    mut objects: watch::Receiver<Snapshot>,
+    pods: &Pods,
+    known: Pending,
+    shutdown: &Shutdown,
+) {
     let mut written = None;
-    let mut sure = false;
+    let (mut sure, mut known) = (false, Some(known));
     loop {
         let now = objects.borrow_and_update().clone();
         let readable = now.problems.is_empty();
         sure |= readable;
+        if sure && let Some(known) = known.take() {
+            known.done();
+        }
         pods.update(facts::of_node(&now.objects, &config.node_name), readable);
         let list = facts::enrolled_namespaces(&now.objects).to_string();
         let list = if sure { list } else { with_former(&config.enrolled_namespaces, &list) };
@@ -156,7 +233,7 @@ async fn follow(config: &Config, mut objects: watch::Receiver<Snapshot>, pods: &
 /// After the list of enrolled namespaces could not be written.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
-/// While the agent has never been able to read every manifest, no namespace leaves the list.
+/// While the agent has never been able to read every object, no namespace leaves the list.
 fn with_former(path: &Path, list: &str) -> String {
     let former = std::fs::read_to_string(path).unwrap_or_default();
     EnrolledNamespaces::from_text(&format!("{former}\n{list}")).to_string()

@@ -111,20 +111,24 @@ impl Holders {
 /// [`FindError`].
 pub fn by_address(addresses: &[IpAddr], taken: &HashSet<NetnsId>) -> Result<Netns, FindError> {
     let first = *addresses.first().ok_or(FindError::NoAddress)?;
-    let own = netns::open(Path::new("/proc/self/ns/net")).and_then(|own| netns::id(own.as_fd()));
-    let own = own.map_err(FindError::Own)?;
-    let mut seen = HashSet::from([own]);
-    let mut found = None;
-    for path in candidates() {
-        let Ok(netns) = Netns::open(&path) else { continue };
-        if taken.contains(&netns.id) || !seen.insert(netns.id) || !has_all(netns.as_fd(), addresses) {
-            continue;
-        }
-        if found.replace(netns).is_some() {
-            return Err(FindError::Several(first));
-        }
+    let mut found = all()?.filter(|netns| !taken.contains(&netns.id) && has_all(netns.as_fd(), addresses));
+    match (found.next(), found.next()) {
+        (None, _) => Err(FindError::None(first)),
+        (Some(netns), None) => Ok(netns),
+        (Some(_), Some(_)) => Err(FindError::Several(first)),
     }
-    found.ok_or(FindError::None(first))
+}
+
+/// Every namespace of pods that can be found, each once: those with a name or a process, but for the agent's own, which
+/// is the node's.
+///
+/// # Errors
+/// [`FindError::Own`].
+pub fn all() -> Result<impl Iterator<Item = Netns>, FindError> {
+    let own = netns::open(Path::new("/proc/self/ns/net")).and_then(|own| netns::id(own.as_fd()));
+    let mut seen = HashSet::from([own.map_err(FindError::Own)?]);
+    let opened = candidates().filter_map(|path| Netns::open(&path).ok());
+    Ok(opened.filter(move |netns| seen.insert(netns.id)))
 }
 
 /// Whether a namespace owns all of the addresses, and there are some.

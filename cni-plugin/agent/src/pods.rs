@@ -9,26 +9,29 @@ mod task;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
 use underpass_model::PodUid;
-use underpass_objects::StatusDirectory;
 use underpass_runtime::tasks;
 
 use crate::{
     facts::PodFacts,
     find::Holders,
-    memory::{Memory, Remembered},
+    memory::{Memory, Remembered, Standing},
     program::Programmer,
     proxies::Proxies,
+    reports::Reports,
 };
 use task::PodTask;
 
@@ -44,7 +47,7 @@ pub struct Shared {
     /// What survives a restart.
     pub memory: Memory,
     /// Where captured pods are reported.
-    pub status: StatusDirectory,
+    pub reports: Reports,
     /// Which pod holds which network namespace.
     pub holders: Holders,
     /// How many namespaces are programmed at once.
@@ -147,6 +150,8 @@ type Stage = Arc<Mutex<PluginFailure>>;
 pub struct Pods {
     shared: Arc<Shared>,
     tasks: Mutex<BTreeMap<PodUid, Handle>>,
+    /// Whether the mesh goes: no pod belongs into it then, whatever its object says.
+    leaving: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -158,6 +163,9 @@ struct Handle {
     task: JoinHandle<()>,
 }
 
+/// Between two looks at whether every pod has left.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Commands that may wait for one pod.
 const QUEUE: usize = 16;
 
@@ -165,7 +173,7 @@ impl Pods {
     /// Takes up what was remembered; the objects say soon whether it still holds.
     #[must_use]
     pub fn restore(shared: Shared, facts: BTreeMap<PodUid, PodFacts>, readable: bool) -> Self {
-        let pods = Self { shared: Arc::new(shared), tasks: Mutex::default() };
+        let pods = Self { shared: Arc::new(shared), tasks: Mutex::default(), leaving: AtomicBool::new(false) };
         for (uid, remembered) in pods.shared.memory.all() {
             let told = Told { facts: facts.get(&uid).cloned(), readable };
             pods.lock().insert(uid.clone(), pods.spawn(uid, told, Some(remembered)));
@@ -175,7 +183,10 @@ impl Pods {
     }
 
     /// Tells every pod what its object says now, and whether all that is written can be read.
-    pub fn update(&self, facts: BTreeMap<PodUid, PodFacts>, readable: bool) {
+    pub fn update(&self, mut facts: BTreeMap<PodUid, PodFacts>, readable: bool) {
+        if self.leaving.load(Ordering::Acquire) {
+            facts.values_mut().for_each(|facts| facts.wanted = false);
+        }
         let mut tasks = self.lock();
         tasks.retain(|_, handle| !handle.commands.is_closed());
         for (uid, handle) in tasks.iter() {
@@ -192,6 +203,20 @@ impl Pods {
             tasks
                 .entry(uid)
                 .or_insert_with_key(|uid| self.spawn(uid.clone(), Told { facts: Some(facts), readable }, None));
+        }
+    }
+
+    /// Lets every pod go, gently as far as there is time; those that are still captured then are left to others.
+    pub async fn leave_all(&self, facts: BTreeMap<PodUid, PodFacts>, deadline: Duration) {
+        self.leaving.store(true, Ordering::Release);
+        self.update(facts, true);
+        let all_out = async {
+            while self.shared.memory.all().iter().any(|(_, pod)| pod.standing != Standing::Out) {
+                sleep(LOOK).await;
+            }
+        };
+        if timeout(deadline, all_out).await.is_err() {
+            tracing::warn!("some pods have not left the mesh in time");
         }
     }
 

@@ -170,7 +170,7 @@ fn started(stat: &str) -> Option<u64> {
 
 /// Whether one of a process's control groups is that of a pod. Seen from a pod's own cgroup namespace the path may
 /// begin below `kubepods`, so a pod's own group is known by its form, too.
-fn is_in_pod(cgroups: &str) -> bool {
+pub(crate) fn is_in_pod(cgroups: &str) -> bool {
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     let mut groups = paths.flat_map(|path| path.split('/'));
     groups.any(|group| group.contains("kubepods") || is_pods_group(group))

@@ -128,6 +128,19 @@ impl Programmer {
         netns::on_thread(netns, remove).map_err(ProgramError::Enter)?
     }
 
+    /// Takes away what is ours in a namespace of which nothing is known; false if nothing was there.
+    ///
+    /// # Errors
+    /// [`ProgramError`] names the step.
+    pub fn clean(&self, netns: BorrowedFd<'_>) -> Result<bool, ProgramError> {
+        let is_there = || nft::list(&self.nft, TABLE).map_err(ProgramError::Rules).map(|listing| listing.is_some());
+        let is_there = netns::on_thread(netns, is_there).map_err(ProgramError::Enter)??;
+        if is_there {
+            self.remove(netns)?;
+        }
+        Ok(is_there)
+    }
+
     /// Routes first: rules whose marks led nowhere would lose replies.
     fn write(&self, ruleset: &Ruleset) -> Result<(), ProgramError> {
         route::ensure().map_err(ProgramError::Route)?;

@@ -7,6 +7,7 @@
     reason = "helpers of tests"
 )]
 
+#[expect(dead_code, reason = "the tests on a cluster use more of it")]
 #[path = "support/agent.rs"]
 mod agent;
 #[expect(dead_code, reason = "the tests of the rules use more of it")]
@@ -382,7 +383,7 @@ async fn broken_rules_are_mended_and_changed_annotations_written() {
 async fn the_plugin_finds_the_enrolled_namespaces_on_disk() {
     let agent = Agent::started().await;
     agent.objects(&[]);
-    let list = agent.path("run/enrolled-namespaces");
+    let list = agent.path("lib/enrolled-namespaces");
     eventually("written", || std::fs::read_to_string(&list).is_ok_and(|text| text == "meshed\n")).await;
 }
 
@@ -481,7 +482,7 @@ async fn a_broken_manifest_at_the_start_takes_nothing_away() {
     agent.objects(&[object("web", true)]);
     let proxy = agent.proxy().await;
     assert_eq!(agent.add("web", &world.pod).await, PluginResponse::done(true));
-    let list = agent.path("run/enrolled-namespaces");
+    let list = agent.path("lib/enrolled-namespaces");
     eventually("written", || std::fs::read_to_string(&list).is_ok_and(|text| text == "meshed\n")).await;
     agent.stop().await;
     proxy.dies().await;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -39,12 +40,14 @@ use crate::world::Place;
 
 pub(crate) const NODE: &str = "node-one";
 /// Everything here takes milliseconds; a test that waits longer has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An agent with directories of its own.
 pub(crate) struct Agent {
     directory: TempDir,
     pub(crate) limits: Limits,
+    /// Flags for where objects come from and reports go.
+    source: Vec<OsString>,
     running: Option<(Shutdown, JoinHandle<()>)>,
 }
 
@@ -64,7 +67,34 @@ impl Agent {
             absence: Duration::from_millis(500),
             orphan: Duration::from_millis(100),
         };
-        Self { directory, limits, running: None }
+        let path = |name: &str| directory.path().join(name).into_os_string();
+        let source = vec!["--objects".into(), path("objects"), "--status".into(), path("status")];
+        Self { directory, limits, source, running: None }
+    }
+
+    /// One that reads from an API server, and installs a plugin into a node's file system below its own directory.
+    pub(crate) fn on_cluster(server: SocketAddr) -> Self {
+        let mut agent = Self::stopped();
+        let kubeconfig = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: a\nclusters: [{{name: a, cluster: {{server: 'http://{server}'}}}}]\n\
+             contexts: [{{name: a, context: {{cluster: a, user: a}}}}]\nusers: [{{name: a, user: {{}}}}]\n"
+        );
+        std::fs::write(agent.path("kubeconfig"), kubeconfig).unwrap();
+        for directory in ["node/net.d", "node/bin"] {
+            std::fs::create_dir_all(agent.path(directory)).unwrap();
+        }
+        std::fs::write(agent.path("plugin"), "a program").unwrap();
+        agent.source = vec!["--kubernetes".into()];
+        for (flag, value) in [
+            ("--kubeconfig", agent.path("kubeconfig")),
+            ("--install-plugin", agent.path("plugin")),
+            ("--cni-root", agent.path("node")),
+            ("--cni-configurations", "/net.d".into()),
+            ("--cni-binaries", "/bin".into()),
+        ] {
+            agent.source.extend([flag.into(), value.into_os_string()]);
+        }
+        agent
     }
 
     pub(crate) async fn started() -> Self {
@@ -75,22 +105,21 @@ impl Agent {
 
     pub(crate) async fn start(&mut self) {
         let path = |name: &str| self.path(name);
-        let arguments: [(&str, PathBuf); 8] = [
-            ("--objects", path("objects")),
-            ("--status", path("status")),
+        let arguments: [(&str, PathBuf); 6] = [
             ("--plugin-socket", path("run/plugin.sock")),
             ("--zds-socket", path("run/zds.sock")),
             ("--node-socket", path("run/node.sock")),
             ("--state", path("state")),
-            ("--enrolled-namespaces", path("run/enrolled-namespaces")),
+            ("--enrolled-namespaces", path("lib/enrolled-namespaces")),
             ("--kubelet-pid-file", path("kubelet.pid")),
         ];
         let mut words = vec!["agent".into(), "--node-name".into(), NODE.into()];
+        words.extend(self.source.iter().cloned());
         words.extend(arguments.into_iter().flat_map(|(flag, value)| [flag.into(), value.into_os_string()]));
         let config = <Config as clap::Parser>::try_parse_from(words).unwrap();
         let (shutdown, limits) = (Shutdown::new(), self.limits);
         let stop = shutdown.clone();
-        let task = tokio::spawn(async move { app::run(config, limits, stop).await.unwrap() });
+        let task = tokio::spawn(async move { Box::pin(app::run(config, limits, stop)).await.unwrap() });
         self.running = Some((shutdown, task));
         for socket in ["run/zds.sock", "run/node.sock"] {
             eventually("the sockets are there", || Connection::connect(&self.path(socket)).is_ok()).await;

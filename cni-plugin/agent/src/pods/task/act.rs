@@ -11,7 +11,10 @@ use std::{
 use tokio::time::{Instant, timeout, timeout_at};
 use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
 use underpass_model::PodUid;
-use underpass_objects::{CaptureReport, CaptureState};
+use underpass_objects::{
+    CaptureReport, CaptureState, Kind, ObjectName,
+    cluster::event::{Event, Severity},
+};
 use underpass_runtime::Chain;
 
 use super::{PodTask, Rules, blocking, failure};
@@ -77,21 +80,35 @@ impl PodTask {
         self.standing = Standing::Captured;
         self.remember().await;
         self.at(Link::Rules, "the rules are being written");
-        self.tell_of_older().await;
+        let older = self.tell_of_older().await;
         self.apply(exclusions, Phase::Captured).await?;
+        if self.adding.is_none() {
+            // What users cannot see from the pod's start.
+            let message = format!("captured while it ran; {older} older connections go on outside of the mesh");
+            self.tell_users(Severity::Normal, "MeshCaptured", message);
+        }
         self.at(Link::Agent, "the pod is being reported");
+        // A pod's start waits for no other machine; the report follows with the first look at the pod.
+        if self.shared.reports.are_local() {
+            self.report_captured().await?;
+        }
+        Ok(())
+    }
+
+    async fn report_captured(&mut self) -> Result<(), PluginFailure> {
         self.report(CaptureState::Captured).await?;
         self.reported = true;
         Ok(())
     }
 
     /// Users should know what goes on outside of the mesh, but nothing depends on the number.
-    async fn tell_of_older(&self) {
-        let Some(netns) = self.netns.clone() else { return };
-        match blocking(move || older::count(netns.as_fd())).await {
+    async fn tell_of_older(&self) -> usize {
+        let Some(netns) = self.netns.clone() else { return 0 };
+        let counted = blocking(move || older::count(netns.as_fd())).await;
+        match &counted {
             Some(Ok(0)) | None => {}
             Some(Ok(connections)) => {
-                metrics::counter!("underpass_agent_older_connections_total").increment(connections as u64);
+                metrics::counter!("underpass_agent_older_connections_total").increment(*connections as u64);
                 tracing::info!(
                     pod.uid = %self.uid,
                     connections,
@@ -100,6 +117,7 @@ impl PodTask {
             }
             Some(Err(error)) => tracing::debug!(%error, "older connections could not be counted"),
         }
+        counted.and_then(Result::ok).unwrap_or_default()
     }
 
     /// Looks after the rules of a captured pod, and after the proxy that serves it.
@@ -185,8 +203,7 @@ impl PodTask {
         self.mend(exclusions.clone(), Phase::Captured).await?;
         self.programmed = Some(exclusions);
         if !self.reported {
-            self.report(CaptureState::Captured).await?;
-            self.reported = true;
+            self.report_captured().await?;
         }
         Ok(())
     }
@@ -268,8 +285,9 @@ impl PodTask {
                 return false;
             }
         };
-        let (status, uid, most) = (self.shared.status.clone(), self.uid.clone(), self.shared.limits.withdrawn);
-        match self.unless_interrupted(async move { status.withdrawn(&uid, generation, most).await }).await {
+        let (reports, uid, name) = (self.shared.reports.clone(), self.uid.clone(), self.object_name());
+        let most = self.shared.limits.withdrawn;
+        match self.unless_interrupted(async move { reports.withdrawn(&uid, &name, generation, most).await }).await {
             None => return false,
             Some(true) => {}
             Some(false) => {
@@ -356,6 +374,8 @@ impl PodTask {
                 pod.uid = %self.uid, pod.namespace = %self.info.namespace, pod.name = %self.info.name,
                 link = %failure.link, why = failure.message, "a pod is not as it should be"
             );
+            let reason = if self.standing == Standing::Out { "MeshCaptureFailed" } else { "MeshCaptureTroubled" };
+            self.tell_users(Severity::Warning, reason, format!("{}: {}", failure.link, failure.message));
         }
         self.trouble = Some(failure);
     }
@@ -426,17 +446,23 @@ impl PodTask {
             state,
             generation: 0,
         };
-        let status = self.shared.status.clone();
-        let written = blocking(move || status.report(&report)).await;
-        let written = written.ok_or_else(|| failure(Link::Agent, "reporting the pod failed"))?;
-        written.map_err(|error| failure(Link::Agent, Chain(&error).to_string()))
+        let reported = self.shared.reports.report(report).await;
+        reported.map_err(|error| failure(Link::Agent, Chain(&error).to_string()))
     }
 
     async fn forget_report(&self) {
-        let (status, uid) = (self.shared.status.clone(), self.uid.clone());
-        if let Some(Err(error)) = blocking(move || status.forget(&uid)).await {
+        if let Err(error) = self.shared.reports.forget(&self.uid, &self.object_name()).await {
             tracing::warn!(pod.uid = %self.uid, error = %Chain(&error), "a report stays though its pod is gone");
         }
+    }
+
+    fn object_name(&self) -> ObjectName {
+        ObjectName::new(&self.info.namespace, &self.info.name)
+    }
+
+    fn tell_users(&self, severity: Severity, reason: &'static str, message: String) {
+        let (name, uid) = (self.object_name(), self.uid.to_string());
+        self.shared.reports.event(Event { kind: Kind::Pod, name, uid, severity, reason, message });
     }
 }
 
