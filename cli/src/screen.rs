@@ -30,6 +30,11 @@ pub(crate) fn bad(text: &str) {
     say(&format!("  {} {text}", paint("31", "✗", stdout().is_terminal())));
 }
 
+/// A step that was observed to be doubtful.
+pub(crate) fn warn(text: &str) {
+    say(&format!("  {} {text}", paint("33", "!", stdout().is_terminal())));
+}
+
 /// Something worth knowing.
 pub(crate) fn note(text: &str) {
     say(&format!("    {text}"));
