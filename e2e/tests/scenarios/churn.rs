@@ -10,6 +10,8 @@ use underpass_e2e::{
 use underpass_lab::PodSpec;
 
 const EACH: u32 = 60;
+/// What an allocator keeps by chance; the long version of this story goes without.
+const SLACK: f64 = 3e6;
 const REST: Duration = Duration::from_secs(15);
 
 #[test]
@@ -24,6 +26,6 @@ fn what_connections_of_every_kind_took_is_given_back() {
     let before = ["node-a", "node-b"].map(|node| footprint(&lab, node).unwrap());
     churn(&lab, (&client, &far), EACH, 3, LONG).unwrap();
     for (node, before) in ["node-a", "node-b"].into_iter().zip(before) {
-        wait_returned(&lab, node, before, LONG).unwrap();
+        wait_returned(&lab, node, before, SLACK, LONG).unwrap();
     }
 }

@@ -27,7 +27,7 @@ fn what_thousands_of_connections_took_is_given_back() {
     churn(&lab, (&client, &far), EACH, ROUNDS, Duration::from_secs(900)).unwrap();
     println!("right after: {:?}", nodes.map(|node| footprint(&lab, node).unwrap()));
     for (node, before) in nodes.into_iter().zip(before) {
-        let after = wait_returned(&lab, node, before, Duration::from_secs(180)).unwrap();
+        let after = wait_returned(&lab, node, before, 0.0, Duration::from_secs(180)).unwrap();
         println!("{node} at rest: {after:?}");
     }
 }
