@@ -112,12 +112,13 @@ async fn may_install(cluster: &Cluster) -> Result<Finding> {
 async fn of_mesh(cluster: &Cluster, choice: &Choice) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for object in choice.objects()? {
-        let is_workload = manifests::is(&object, "DaemonSet") || manifests::is(&object, "Deployment");
         // A kind that is not known has no objects.
         let found = cluster.get(&object).await.unwrap_or_default();
         match found {
             None => findings.push(rules::missing(&named(&object))),
-            Some(found) if is_workload => findings.push(rules::workload(&named(&object), manifests::progress(&found))),
+            Some(found) if manifests::is_workload(&object) => {
+                findings.push(rules::workload(&named(&object), manifests::progress(&found)))
+            }
             Some(_) => {}
         }
     }

@@ -89,10 +89,7 @@ pub(crate) async fn wait(
     patience: Duration,
 ) -> Result<()> {
     let until = Instant::now() + patience;
-    let workloads: Vec<&DynamicObject> = objects
-        .iter()
-        .filter(|object| ["DaemonSet", "Deployment"].iter().any(|kind| manifests::is(object, kind)))
-        .collect();
+    let workloads: Vec<&DynamicObject> = objects.iter().filter(|object| manifests::is_workload(object)).collect();
     let mut told = BTreeMap::new();
     loop {
         let mut waiting = Vec::new();

@@ -52,6 +52,11 @@ pub(crate) fn is(object: &DynamicObject, kind: &str) -> bool {
     object.types.as_ref().is_some_and(|types| types.kind == kind)
 }
 
+/// Whether an object runs pods, so that there is something to wait for.
+pub(crate) fn is_workload(object: &DynamicObject) -> bool {
+    is(object, "DaemonSet") || is(object, "Deployment")
+}
+
 /// The DaemonSet that cleans every node, made of the agents': the same place, rights and files, another verb.
 pub(crate) fn cleaners(agents: &DynamicObject) -> Result<DynamicObject> {
     const NAME: &str = "underpass-cleanup";

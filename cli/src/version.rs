@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 async fn of_cluster(arguments: &Arguments) -> Result<ExitCode> {
     let cluster = Cluster::connect(&arguments.cluster).await?;
     for object in arguments.choice.objects()? {
-        if !["DaemonSet", "Deployment"].iter().any(|kind| manifests::is(&object, kind)) {
+        if !manifests::is_workload(&object) {
             continue;
         }
         let found = cluster.get(&object).await?;
