@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use underpass_e2e::{
     LONG, MESH, SHORT, alone_with,
-    churn::{churn, footprint, wait_returned},
+    churn::{churn, footprint, wait_returned, warm_up},
     server, wait_authenticated,
 };
 use underpass_lab::PodSpec;
 
 const EACH: u32 = 60;
-/// What an allocator keeps by chance; the long version of this story goes without.
-const SLACK: f64 = 3e6;
 const REST: Duration = Duration::from_secs(15);
 
 #[test]
@@ -21,11 +19,11 @@ fn what_connections_of_every_kind_took_is_given_back() {
     let far = server(&lab, &PodSpec::new("node-b", MESH, "far")).unwrap();
     wait_authenticated(&lab, &client, &far).unwrap();
     // Everything has been used once, and has rested: tunnels are gone, and the allocator has given back what it kept.
-    churn(&lab, (&client, &far), EACH, 1, SHORT).unwrap();
+    warm_up(&lab, (&client, &far), EACH, SHORT).unwrap();
     std::thread::sleep(REST);
     let before = ["node-a", "node-b"].map(|node| footprint(&lab, node).unwrap());
     churn(&lab, (&client, &far), EACH, 3, LONG).unwrap();
     for (node, before) in ["node-a", "node-b"].into_iter().zip(before) {
-        wait_returned(&lab, node, before, SLACK, LONG).unwrap();
+        wait_returned(&lab, node, before, LONG).unwrap();
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use underpass_e2e::{
     MESH, alone_with,
-    churn::{churn, footprint, wait_returned},
+    churn::{churn, footprint, wait_returned, warm_up},
     server, wait_authenticated,
 };
 use underpass_lab::PodSpec;
@@ -14,20 +14,20 @@ const ROUNDS: u32 = 10;
 
 #[test]
 fn what_thousands_of_connections_took_is_given_back() {
-    let lab = alone_with(|options| options.node_proxy_flags.push("--tunnel-idle=5".to_owned())).unwrap();
+    let lab = alone_with(|options| options.node_proxy_flags.push("--tunnel-idle=1".to_owned())).unwrap();
     let client = server(&lab, &PodSpec::new("node-a", MESH, "client")).unwrap();
     let far = server(&lab, &PodSpec::new("node-b", MESH, "far")).unwrap();
     wait_authenticated(&lab, &client, &far).unwrap();
     let nodes = ["node-a", "node-b"];
     // Everything has been used once, and has rested.
-    churn(&lab, (&client, &far), EACH, 1, Duration::from_secs(300)).unwrap();
+    warm_up(&lab, (&client, &far), EACH, Duration::from_secs(300)).unwrap();
     std::thread::sleep(Duration::from_secs(30));
     let before = nodes.map(|node| footprint(&lab, node).unwrap());
     println!("before: {before:?}");
     churn(&lab, (&client, &far), EACH, ROUNDS, Duration::from_secs(900)).unwrap();
     println!("right after: {:?}", nodes.map(|node| footprint(&lab, node).unwrap()));
     for (node, before) in nodes.into_iter().zip(before) {
-        let after = wait_returned(&lab, node, before, 0.0, Duration::from_secs(180)).unwrap();
+        let after = wait_returned(&lab, node, before, Duration::from_secs(180)).unwrap();
         println!("{node} at rest: {after:?}");
     }
 }
