@@ -1,6 +1,7 @@
 //! Puts the operator's parts together and runs them.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -13,7 +14,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 use tonic::{Status as RpcStatus, metadata::MetadataMap, service::InterceptorLayer, transport::Server};
 use underpass_discovery::server::Publisher;
 use underpass_model::{Identity, TrustDomain};
-use underpass_objects::Snapshot;
+use underpass_objects::{Snapshot, cluster::Client};
 use underpass_runtime::{Shutdown, admin::Readiness, tasks};
 
 use crate::{
@@ -29,7 +30,7 @@ use crate::{
     pushes::{self, Push},
     revocations,
     source::{self, Source, SourceError, Telling},
-    tokens::NodeTokens,
+    tokens::{NodeTokens, TokensTask},
 };
 
 /// How long open calls may take to end after the operator was asked to stop.
@@ -101,11 +102,8 @@ impl Running {
 /// # Errors
 /// [`StartError`] with the part that cannot begin.
 pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) -> Result<Running, StartError> {
-    let client = source::connect(config).await?;
-    let (tokens, tokens_task) =
-        NodeTokens::open(&config.node_tokens).map_err(unlistable("node tokens", &config.node_tokens))?;
-    let store: SharedStore = Arc::new(FileState::open(&config.state)?);
-    let authority = Authority::open(store, config.authority_options(), SystemTime::now()).await?;
+    let seat = Seat::of(config).await?;
+    let authority = Authority::open(seat.store(config)?, config.authority_options(), SystemTime::now()).await?;
     let tls = Serving::config(&authority, &config.serving_names)?;
     let unbound = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
@@ -116,9 +114,9 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     let (pushes, pushed) = watch::channel(Push::default());
     let telling = Telling::default();
     // After the store, which makes the state directory and sees to it that nobody else can write there.
-    let Source { objects, reporting } = match &client {
-        Some(client) => source::of_cluster(client, config.place(), &publisher, &telling, shutdown),
-        None => source::of_directory(config, &tokens, &publisher, shutdown)?,
+    let Source { objects, reporting, leads } = match &seat {
+        Seat::Cluster(client) => source::of_cluster(client, config.place(), &publisher, &telling, shutdown),
+        Seat::Directory { tokens, .. } => source::of_directory(config, tokens, &publisher, shutdown)?,
     };
     let publication = Publication {
         objects: objects.clone(),
@@ -129,20 +127,14 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
         telling: telling.clone(),
         pushes,
     };
-    let subscribers = publisher.clone();
-    let revoked = move |node: &NodeName| {
-        tracing::info!(%node, "the node's token is no longer good; its streams end");
-        subscribers.expel(node.as_str());
-    };
     // Without any one of these the operator would go on half-dead.
-    tasks::root("node tokens", tokens_task.run(revoked, shutdown.clone()), shutdown);
+    let callers = seat.callers(config, (&authority, &publisher, leads), shutdown);
     tasks::root("revocations", revocations::run(authority.told(), publisher.clone(), shutdown.clone()), shutdown);
     tasks::root("authority", authority.clone().run(shutdown.clone()), shutdown);
     tasks::root("pushes", pushes::measure(publisher.clone(), pushed, shutdown.clone()), shutdown);
     tasks::root("publication", publication.run(readiness.pending("mesh"), shutdown.clone()), shutdown);
 
     let attest = PodsOnNode { objects: objects.clone(), trust_domain: config.trust_domain.clone() };
-    let callers = Authenticator::new(tokens);
     let certificates = CertificateService::new(authority.clone(), callers.clone(), attest).into_server();
     let admit = InterceptorLayer::new(ca::admit(callers.clone()));
     let prepare = Prepare(callers.clone());
@@ -183,8 +175,64 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     })
 }
 
-fn unlistable<'a>(what: &'static str, path: &'a std::path::Path) -> impl FnOnce(io::Error) -> StartError + 'a {
-    move |source| StartError::Directory { what, path: path.into(), source }
+/// What an operator is built on: who keeps the authority's state, and who says which node calls.
+enum Seat {
+    /// The API server: a Secret, and the tokens of pods.
+    Cluster(Client),
+    /// Directories.
+    Directory { state: PathBuf, tokens: NodeTokens, watch: TokensTask },
+}
+
+impl Seat {
+    async fn of(config: &Config) -> Result<Self, StartError> {
+        if let Some(client) = source::connect(config).await? {
+            return Ok(Self::Cluster(client));
+        }
+        // The command line has seen to it that both are there.
+        let (Some(state), Some(directory)) = (&config.state, &config.node_tokens) else {
+            return Err(SourceError::None.into());
+        };
+        let unlistable = |source| StartError::Directory { what: "node tokens", path: directory.clone(), source };
+        let (tokens, watch) = NodeTokens::open(directory).map_err(unlistable)?;
+        Ok(Self::Directory { state: state.clone(), tokens, watch })
+    }
+
+    fn store(&self, config: &Config) -> Result<SharedStore, FileError> {
+        match self {
+            Self::Cluster(client) => Ok(config.on_kubernetes.store(client.clone(), &config.namespace)),
+            Self::Directory { state, .. } => Ok(Arc::new(FileState::open(state)?)),
+        }
+    }
+
+    /// Who says which node calls. What keeps that up to date, and tells nodes whom to trust, runs until asked to stop.
+    fn callers(
+        self,
+        config: &Config,
+        (authority, publisher, leads): (&Authority, &Publisher, watch::Receiver<bool>),
+        shutdown: &Shutdown,
+    ) -> Authenticator {
+        match self {
+            Self::Cluster(client) => {
+                let bundles = config.on_kubernetes.bundles(
+                    client.clone(),
+                    &config.namespace,
+                    authority.told(),
+                    watch::channel(BTreeSet::new()).1,
+                );
+                tasks::root("roots", bundles.run(leads, shutdown.clone()), shutdown);
+                config.on_kubernetes.authenticator(client)
+            }
+            Self::Directory { tokens, watch, .. } => {
+                let publisher = publisher.clone();
+                let revoked = move |node: &NodeName| {
+                    tracing::info!(%node, "the node's token is no longer good; its streams end");
+                    publisher.expel(node.as_str());
+                };
+                tasks::root("node tokens", watch.run(revoked, shutdown.clone()), shutdown);
+                Authenticator::new(tokens)
+            }
+        }
+    }
 }
 
 /// A node's proxy subscribes under the name of its node.

@@ -11,24 +11,29 @@ use underpass_runtime::{
     telemetry::LogOptions,
 };
 
-use crate::{ca::AuthorityOptions, cluster::Place, translate::TranslateOptions};
+use crate::{
+    ca::{AuthorityOptions, kubernetes::KubernetesOptions},
+    cluster::Place,
+    translate::TranslateOptions,
+};
 
 /// Turns Kubernetes objects into a mesh: serves discovery and signs certificates
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "underpass-operator", version)]
+#[command(group = clap::ArgGroup::new("source").args(["objects", "kubernetes", "kubeconfig"]).required(true))]
 pub struct Config {
     /// Directory of Kubernetes manifests to read the objects from (YAML or JSON; watched)
-    #[arg(long, env = "UNDERPASS_OBJECTS", value_name = "DIRECTORY", requires = "status")]
-    #[arg(required_unless_present_any = ["kubernetes", "kubeconfig"])]
+    #[arg(long, env = "UNDERPASS_OBJECTS", value_name = "DIRECTORY")]
+    #[arg(requires_all = ["status", "state", "node_tokens"])]
     pub objects: Option<PathBuf>,
-    /// Directory in which node agents report what is captured, and are answered
-    #[arg(long, env = "UNDERPASS_STATUS", value_name = "DIRECTORY")]
+    /// With --objects: directory in which node agents report what is captured, and are answered
+    #[arg(long, env = "UNDERPASS_STATUS", value_name = "DIRECTORY", requires = "objects")]
     pub status: Option<PathBuf>,
     /// Read the objects from the API server of the cluster in which this runs
-    #[arg(long, env = "UNDERPASS_KUBERNETES", conflicts_with = "objects")]
+    #[arg(long, env = "UNDERPASS_KUBERNETES")]
     pub kubernetes: bool,
     /// Read the objects from the API server that this kubeconfig names
-    #[arg(long, env = "UNDERPASS_KUBECONFIG", value_name = "FILE", conflicts_with = "objects")]
+    #[arg(long, env = "UNDERPASS_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// On Kubernetes, the namespace of the operator's own objects
     #[arg(long, env = "UNDERPASS_NAMESPACE", default_value = SYSTEM_NAMESPACE, value_name = "NAME")]
@@ -36,9 +41,9 @@ pub struct Config {
     /// On Kubernetes, the name of this operator among the others: that of its pod
     #[arg(long, env = "POD_NAME", default_value_t = host_name(), value_name = "NAME")]
     pub instance: String,
-    /// Directory of the root certificate and its key; made if missing, open to nobody else
-    #[arg(long, env = "UNDERPASS_STATE", value_name = "DIRECTORY")]
-    pub state: PathBuf,
+    /// With --objects: directory of the root certificate and its key; made if missing, open to nobody else
+    #[arg(long, env = "UNDERPASS_STATE", value_name = "DIRECTORY", requires = "objects")]
+    pub state: Option<PathBuf>,
     /// How long a workload's certificate lives, in seconds; it is renewed at half
     #[arg(long, env = "UNDERPASS_CERTIFICATE_TTL", default_value = "86400", value_parser = seconds)]
     #[arg(value_name = "SECONDS")]
@@ -58,9 +63,13 @@ pub struct Config {
     /// How many days before the end of a root logs begin to warn
     #[arg(long, env = "UNDERPASS_EXPIRY_WARNING_DAYS", default_value = "30", value_name = "DAYS")]
     pub expiry_warning_days: u32,
-    /// Directory of node tokens: each file is named like its node and holds the token its proxy shows (watched)
-    #[arg(long, env = "UNDERPASS_NODE_TOKENS", value_name = "DIRECTORY")]
-    pub node_tokens: PathBuf,
+    /// With --objects: directory of node tokens; each file is named like its node and holds the token its proxy shows
+    /// (watched)
+    #[arg(long, env = "UNDERPASS_NODE_TOKENS", value_name = "DIRECTORY", requires = "objects")]
+    pub node_tokens: Option<PathBuf>,
+    /// Where the authority's state is, and whom it believes, on Kubernetes
+    #[command(flatten)]
+    pub on_kubernetes: KubernetesOptions,
     /// Where discovery and certificates are served over TLS
     #[arg(long, env = "UNDERPASS_LISTEN", default_value = "0.0.0.0:15012", value_name = "ADDRESS")]
     pub listen: SocketAddr,
@@ -202,18 +211,25 @@ mod tests {
 
     #[test]
     fn objects_come_from_one_place() {
-        let rest = ["--state", "k", "--node-tokens", "t"];
-        let from = |flags: &[&str]| Config::try_parse_from(["operator"].iter().chain(flags).chain(&rest));
-        for (flags, is_on_kubernetes) in [
-            (&["--objects", "o", "--status", "s"][..], false),
-            (&["--kubernetes"], true),
-            (&["--kubeconfig", "f"], true),
-        ] {
+        let from = |flags: &[&str]| Config::try_parse_from(["operator"].iter().chain(flags));
+        for (flags, is_on_kubernetes) in
+            [(&NEEDED[1..], false), (&["--kubernetes"], true), (&["--kubeconfig", "f"], true)]
+        {
             assert_eq!(from(flags).unwrap().is_on_kubernetes(), is_on_kubernetes, "{flags:?}");
         }
-        for bad in [&[][..], &["--objects", "o"], &["--objects", "o", "--status", "s", "--kubernetes"]] {
-            assert!(from(bad).is_err(), "{bad:?}");
+        for (bad, named) in [
+            (&[][..], "--kubernetes"),
+            (&["--objects", "o"], "--status"),
+            (&NEEDED[1..5], "--state"),
+            (&NEEDED[1..7], "--node-tokens"),
+            // What belongs to the other place would be silently unused.
+            (&["--kubernetes", "--state", "k"], "--objects"),
+            (&["--kubeconfig", "f", "--node-tokens", "t"], "--objects"),
+        ] {
+            let error = from(bad).unwrap_err().to_string();
+            assert!(error.contains(named), "{bad:?}: {error}");
         }
+        assert!(from(&[&NEEDED[1..], &["--kubernetes"]].concat()).is_err());
     }
 
     #[test]
@@ -228,6 +244,5 @@ mod tests {
         ] {
             assert!(Config::try_parse_from(NEEDED.into_iter().chain(bad)).is_err(), "{bad:?}");
         }
-        assert!(Config::try_parse_from(&NEEDED[..7]).is_err(), "no node tokens");
     }
 }

@@ -33,6 +33,8 @@ pub struct Source {
     pub objects: watch::Receiver<Snapshot>,
     /// The agents' reports, and how they are answered.
     pub reporting: Reporting,
+    /// Whether this operator, of several, is the one that writes.
+    pub leads: watch::Receiver<bool>,
 }
 
 /// The agents' reports, and how they are answered.
@@ -103,9 +105,11 @@ pub fn of_directory(
     publisher: &Publisher,
     shutdown: &Shutdown,
 ) -> Result<Source, SourceError> {
-    let (Some(objects), Some(status)) = (&config.objects, &config.status) else { return Err(SourceError::None) };
+    let (Some(objects), Some(status), Some(state)) = (&config.objects, &config.status, &config.state) else {
+        return Err(SourceError::None);
+    };
     let status_directory = StatusDirectory::open(status)?;
-    let directory = Directory::open_keeping(objects, &config.state.join("objects"));
+    let directory = Directory::open_keeping(objects, &state.join("objects"));
     let directory = directory.map_err(|source| SourceError::Objects { path: objects.clone(), source })?;
     let (objects, objects_task) = directory.watch();
     let (status, status_task) = status_directory.watch();
@@ -115,7 +119,9 @@ pub fn of_directory(
     tasks::root("status", status_task.run(shutdown.clone()), shutdown);
     tasks::root("attendance", attendance.clone().watch(shutdown.clone()), shutdown);
     let withdrawals = Withdrawals::new(publisher.clone(), status_directory, status.clone(), attendance);
-    Ok(Source { objects, reporting: Reporting::Directory { status, taken: Status::default(), withdrawals } })
+    let reporting = Reporting::Directory { status, taken: Status::default(), withdrawals };
+    // There are no others.
+    Ok(Source { objects, reporting, leads: watch::channel(true).1 })
 }
 
 /// An API server; what follows it, and what is written there, runs until asked to stop.
@@ -138,15 +144,19 @@ pub fn of_cluster(
         leads: leads.clone(),
         told: telling.told.subscribe(),
     };
-    let namespace_task =
-        NamespaceTask { client: client.clone(), leads, counts: telling.counts.subscribe(), objects: objects.clone() };
+    let namespace_task = NamespaceTask {
+        client: client.clone(),
+        leads: leads.clone(),
+        counts: telling.counts.subscribe(),
+        objects: objects.clone(),
+    };
     tasks::root("objects", objects_task.run(shutdown.clone()), shutdown);
     tasks::root("lease", lease_task.run(shutdown.clone()), shutdown);
     tasks::root("member", member.run(shutdown.clone()), shutdown);
     tasks::root("withdrawals", withdrawal_task.run(shutdown.clone()), shutdown);
     tasks::root("status of namespaces", namespace_task.run(shutdown.clone()), shutdown);
     tasks::root("status of objects", status_task.run(shutdown.clone()), shutdown);
-    Source { objects, reporting: Reporting::OnPods(withdrawals) }
+    Source { objects, reporting: Reporting::OnPods(withdrawals), leads }
 }
 
 impl Reporting {

@@ -33,14 +33,14 @@ use underpass_runtime::{
 const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 mod support;
 
-use support::{PATIENCE, eventually, see};
+use support::{EndsWithTest, PATIENCE, eventually, see};
 
 /// An operator on loopback with directories of its own.
 struct Bench {
     home: tempfile::TempDir,
     running: Running,
     readiness: Readiness,
-    shutdown: Shutdown,
+    shutdown: EndsWithTest,
 }
 
 impl Bench {
@@ -80,7 +80,7 @@ impl Bench {
         ]);
         let (readiness, shutdown) = (Readiness::default(), Shutdown::new());
         let running = app::start(&config.unwrap(), &readiness, &shutdown).await.unwrap();
-        Self { home, running, readiness, shutdown }
+        Self { home, running, readiness, shutdown: EndsWithTest(shutdown) }
     }
 
     fn path(&self, name: &str) -> PathBuf {

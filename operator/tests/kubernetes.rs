@@ -22,7 +22,7 @@ use underpass_runtime::{Shutdown, admin::Readiness};
 
 mod support;
 
-use support::{eventually, see};
+use support::{EndsWithTest, eventually, see};
 
 /// An API server and what operators have in files.
 struct Bench {
@@ -35,13 +35,7 @@ struct Operator {
     home: PathBuf,
     running: Running,
     readiness: Readiness,
-    shutdown: Shutdown,
-}
-
-impl Drop for Operator {
-    fn drop(&mut self) {
-        self.shutdown.request();
-    }
+    shutdown: EndsWithTest,
 }
 
 impl Bench {
@@ -53,12 +47,33 @@ impl Bench {
             server.address()
         );
         fs::write(home.path().join("kubeconfig"), kubeconfig).unwrap();
+        server.on_create("tokenreviews", |mut review| {
+            let token = review["spec"]["token"].as_str().unwrap().to_owned();
+            let node = token.strip_prefix("token-of-").and_then(|rest| rest.strip_suffix("-for-tests"));
+            review["status"] = match node {
+                Some(node) => json!({
+                    "authenticated": true, "audiences": review["spec"]["audiences"],
+                    "user": {
+                        "username": "system:serviceaccount:underpass-system:underpass-nodeproxy",
+                        "extra": {
+                            "authentication.kubernetes.io/node-name": [node],
+                            "authentication.kubernetes.io/pod-name": [format!("proxy-of-{node}")],
+                            "authentication.kubernetes.io/pod-uid": [format!("uid-of-{node}")],
+                        },
+                    },
+                }),
+                None => json!({ "authenticated": false }),
+            };
+            review["metadata"] = json!({ "generateName": "review-" });
+            review
+        });
         Self { server, home }
     }
 
     async fn operator(&self, name: &str) -> Operator {
         let home = self.home.path().join(name);
         fs::create_dir_all(home.join("tokens")).unwrap();
+        fs::create_dir_all(home.join("state")).unwrap();
         for node in ["node-1", "node-2"] {
             fs::write(home.join("tokens").join(node), format!("token-of-{node}-for-tests")).unwrap();
         }
@@ -69,16 +84,15 @@ impl Bench {
             &text(self.home.path().join("kubeconfig")),
             "--instance",
             name,
-            "--state",
-            &text(home.join("state")),
-            "--node-tokens",
-            &text(home.join("tokens")),
             "--listen",
             "127.0.0.1:0",
         ]);
         let (readiness, shutdown) = (Readiness::default(), Shutdown::new());
         let running = app::start(&config.unwrap(), &readiness, &shutdown).await.unwrap();
-        Operator { home, running, readiness, shutdown }
+        // As node proxies have it: from the ConfigMap.
+        eventually("the roots are told", async || self.roots().is_some()).await;
+        fs::write(home.join("state/root.pem"), self.roots().unwrap()).unwrap();
+        Operator { home, running, readiness, shutdown: EndsWithTest(shutdown) }
     }
 
     fn put_pod(&self, name: &str, node: &str, address: &str) {
@@ -88,6 +102,12 @@ impl Bench {
             "spec": { "nodeName": node, "containers": [] },
             "status": { "podIP": address, "conditions": [{ "type": "Ready", "status": "True" }] },
         }));
+    }
+
+    /// What node proxies are told to trust.
+    fn roots(&self) -> Option<String> {
+        let map = self.server.get("configmaps", "underpass-system", "underpass-root")?;
+        map["data"]["root.pem"].as_str().map(str::to_owned)
     }
 
     async fn report(&self, name: &str, state: CaptureState) {

@@ -21,13 +21,13 @@ const FIELD_MANAGER: &str = "underpass-operator";
 /// Where in the operator's namespace the authority's state is, and whom it believes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KubernetesOptions {
-    /// The Secret of the root, its key and what is revoked; made if missing
+    /// On Kubernetes, the Secret of the root, its key and what is revoked; made if missing
     #[arg(long, env = "UNDERPASS_CA_SECRET", default_value = "underpass-ca", value_name = "NAME")]
     pub ca_secret: String,
-    /// The audience that a node proxy's token must be for
+    /// On Kubernetes, the audience that a node proxy's token must be for
     #[arg(long, env = "UNDERPASS_TOKEN_AUDIENCE", default_value = "underpass", value_name = "AUDIENCE")]
     pub token_audience: String,
-    /// The service accounts of node proxies
+    /// On Kubernetes, the service accounts of node proxies
     #[arg(
         long = "node-account",
         env = "UNDERPASS_NODE_ACCOUNTS",

@@ -1,6 +1,6 @@
 //! A node proxy's side of an operator, with the real client.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{ops::Deref, path::Path, sync::Arc, time::Duration};
 
 use underpass_discovery::{
     Mesh, Store, View,
@@ -14,6 +14,23 @@ use underpass_runtime::{
 
 /// Nothing takes so long; what does has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is asked to stop when the test ends: tasks that end before anybody asked end the process.
+pub(crate) struct EndsWithTest(pub(crate) Shutdown);
+
+impl Deref for EndsWithTest {
+    type Target = Shutdown;
+
+    fn deref(&self) -> &Shutdown {
+        &self.0
+    }
+}
+
+impl Drop for EndsWithTest {
+    fn drop(&mut self) {
+        self.0.request();
+    }
+}
 
 /// The way to an operator whose directories are in `home`, as one of its nodes.
 pub(crate) fn control(running: &Running, home: &Path, node: &str) -> Control {

@@ -51,10 +51,14 @@ impl Bundles {
         Self { client, told, always, more, written: BTreeMap::new() }
     }
 
-    /// Writes until asked to stop.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    /// Writes while this operator leads, until asked to stop.
+    pub async fn run(mut self, mut leads: watch::Receiver<bool>, shutdown: Shutdown) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         loop {
+            tokio::select! {
+                () = shutdown.requested() => return,
+                led = leads.wait_for(|leads| *leads) => if led.is_err() { return },
+            }
             let sleep = if self.write().await {
                 backoff.reset();
                 AGAIN

@@ -138,7 +138,7 @@ async fn the_roots_are_where_they_are_needed_and_nowhere_else() {
     let (namespaces, needed) = watch::channel(set(&["shop"]));
     let shutdown = Shutdown::new();
     let bundles = options().bundles(server.client(), SYSTEM, authority.told(), needed);
-    tasks::spawn("bundles", bundles.run(shutdown.clone()));
+    tasks::spawn("bundles", bundles.run(watch::channel(true).1, shutdown.clone()));
     let has = |namespace: &'static str, roots: Option<String>| {
         let server = &server;
         move || published(server, namespace) == roots
