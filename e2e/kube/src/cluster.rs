@@ -199,6 +199,22 @@ impl Cluster {
         Ok(command)
     }
 
+    /// A program that talks to the API server, where it can reach it.
+    pub(crate) fn beside_kubectl(&self, program: &Path) -> Command {
+        match &self.source {
+            Source::Ours(name) => {
+                let mut command = script(name);
+                command.arg("run").arg(program);
+                command
+            }
+            Source::Given(kubeconfig) => {
+                let mut command = Command::new(program);
+                command.env("KUBECONFIG", kubeconfig);
+                command
+            }
+        }
+    }
+
     fn name(&self) -> Result<&str> {
         match &self.source {
             Source::Ours(name) => Ok(name),

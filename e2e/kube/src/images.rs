@@ -22,7 +22,7 @@ pub(crate) struct Images {
 }
 
 /// The programs that cargo built beside the running test.
-fn binaries() -> Result<PathBuf> {
+pub(crate) fn binaries() -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     test.ancestors().nth(2).map(Path::to_owned).context("the test is not in cargo's target directory")
 }

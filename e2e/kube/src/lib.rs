@@ -9,12 +9,14 @@ pub mod cluster;
 pub mod config;
 pub mod images;
 pub mod load;
+pub mod mesh;
 pub mod namespace;
 pub mod workload;
 
 pub use capture::Capture;
 pub use cluster::{Cluster, cluster};
 pub use load::Load;
+pub use mesh::{Mesh, mesh};
 pub use namespace::Namespace;
 pub use workload::Workload;
 

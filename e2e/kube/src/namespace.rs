@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 use underpass_lab::eventually;
+use underpass_model::names::ENROLLED_CONDITION;
 
 use crate::{Cluster, SHORT, Workload};
 
@@ -52,6 +53,32 @@ impl Namespace {
     pub fn label(&self, label: &str, value: Option<&str>) -> Result<()> {
         let change = value.map_or_else(|| format!("{label}-"), |value| format!("{label}={value}"));
         self.cluster.run(&["label", "--overwrite", "namespace", &self.name, &change]).map(drop)
+    }
+
+    /// Waits until every pod of it is captured, by what the operator says in its status.
+    ///
+    /// # Errors
+    /// After the deadline.
+    pub fn wait_captured(&self) -> Result<()> {
+        let condition = format!("--for=condition={ENROLLED_CONDITION}=True");
+        self.cluster
+            .run(&["wait", "namespace", &self.name, &condition, &format!("--timeout={}s", SHORT.as_secs() - 10)])
+            .map(drop)
+    }
+
+    /// Waits until nothing says any more that it is enrolled: its last pod has been let go.
+    ///
+    /// # Errors
+    /// After the deadline.
+    pub fn wait_released(&self) -> Result<()> {
+        eventually(SHORT, &format!("{} to be released", self.name), || {
+            let namespace = self.cluster.get(&["namespace", &self.name])?;
+            let conditions = namespace.pointer("/status/conditions").and_then(Value::as_array);
+            let enrolled =
+                conditions.into_iter().flatten().find(|one| one.get("type").is_some_and(|of| of == ENROLLED_CONDITION));
+            anyhow::ensure!(enrolled.is_none(), "{enrolled:?}");
+            Ok(())
+        })
     }
 
     /// Makes objects in it.

@@ -7,5 +7,6 @@
 )]
 
 mod chain;
+mod enrolment;
 mod images;
 mod services;
