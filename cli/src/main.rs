@@ -10,6 +10,7 @@ mod install;
 mod lab;
 mod manifests;
 mod screen;
+mod status;
 mod uninstall;
 mod version;
 
@@ -26,6 +27,7 @@ enum Verb {
     Check(check::Arguments),
     Install(install::Arguments),
     Uninstall(uninstall::Arguments),
+    Status(status::Arguments),
     Version(version::Arguments),
     /// Run the mesh on this machine, without a cluster: nodes and pods are network namespaces.
     Lab(lab::Arguments),
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Install(arguments) => install::run(&arguments),
         Verb::Uninstall(arguments) => uninstall::run(&arguments),
+        Verb::Status(arguments) => status::run(&arguments),
         Verb::Version(arguments) => version::run(&arguments),
         Verb::Lab(arguments) => lab::run(arguments),
     };

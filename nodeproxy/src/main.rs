@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<()> {
         return supervise(&config);
     }
     // A parent's mask is inherited.
-    supervise::unblock_signals()?;
+    supervise::be_a_child()?;
     let log = underpass_runtime::telemetry::init(&config.log)?;
     let descriptors = underpass_runtime::limits::raise_descriptors();
     return_memory();

@@ -19,6 +19,7 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
+        prctl,
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -96,11 +97,13 @@ fn start() -> anyhow::Result<Child> {
     Command::new("/proc/self/exe").arg0(name).args(arguments).spawn().context("start the proxy")
 }
 
-/// For the proxy: takes signals as they come, whatever its parent does with them.
+/// For the proxy: takes signals as they come, whatever its parent does with them, and is called like its parent in `ps`
+/// and `pgrep`, where what was started as `/proc/self/exe` would be `exe`.
 ///
 /// # Errors
 /// As the kernel says.
-pub(crate) fn unblock_signals() -> nix::Result<()> {
+pub(crate) fn be_a_child() -> nix::Result<()> {
+    prctl::set_name(c"underpass-nodeproxy")?;
     SigSet::empty().thread_set_mask()
 }
 

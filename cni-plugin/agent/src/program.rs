@@ -64,6 +64,19 @@ pub enum Mended {
 
 /// Tunnels are exempt from tracking, but a packet of theirs can still be seen mid-way when rules come and go.
 const LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+/// The same by way of the node's first process: container runtimes mount `/proc/sys` of a container read-only. Whichever
+/// mount it is reached by, a file below `net` is that of the network namespace of whoever opens it.
+const LIBERAL_OF_NODE: &str = "/proc/1/root/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+
+fn be_liberal() -> Result<(), ProgramError> {
+    let set = |path: &'static str| fs::write(path, "1").map_err(|source| ProgramError::Sysctl { path, source });
+    match set(LIBERAL) {
+        Err(ProgramError::Sysctl { source, .. }) if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            set(LIBERAL_OF_NODE)
+        }
+        done => done,
+    }
+}
 
 impl Programmer {
     /// Uses this `nft`.
@@ -146,7 +159,7 @@ impl Programmer {
         route::ensure().map_err(ProgramError::Route)?;
         nft::apply(&self.nft, ruleset.batch()).map_err(ProgramError::Rules)?;
         // Only now: the file is there once something refers to connection tracking.
-        fs::write(LIBERAL, "1").map_err(|source| ProgramError::Sysctl { path: LIBERAL, source })?;
+        be_liberal()?;
         match self.compare(ruleset)? {
             Verified::Matches => Ok(()),
             Verified::Differs(difference) => Err(ProgramError::ReadBack(difference)),

@@ -18,7 +18,7 @@ pub use cluster::{Cluster, cluster};
 pub use load::Load;
 pub use mesh::{Mesh, mesh};
 pub use namespace::Namespace;
-pub use workload::Workload;
+pub use workload::{Workload, container};
 
 use std::time::Duration;
 

@@ -1,6 +1,21 @@
 //! What a scenario runs: Deployments of the scenarios' own program, each with a Service.
 
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::Cluster;
+
+/// A container of the scenarios' program, called `app`, with these arguments; `more` are further fields of it.
+#[must_use]
+pub fn container(cluster: &Cluster, arguments: &[&str], more: &Value) -> Value {
+    let own = json!({
+        "name": "app",
+        "image": format!("e2e.local/app:{}", cluster.tag()),
+        "imagePullPolicy": "IfNotPresent",
+        "args": arguments,
+    });
+    let fields = [&own, more].into_iter().filter_map(Value::as_object).flatten();
+    fields.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
 
 /// A Deployment of the server that says who it is, and its Service on port 80.
 #[derive(Clone, Debug)]

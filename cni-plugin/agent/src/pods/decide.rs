@@ -16,7 +16,8 @@ pub(super) struct Situation {
     pub(super) standing: Standing,
     /// Whether its network namespace is held.
     pub(super) has_netns: bool,
-    /// Whether its network namespace may be looked for: a pod that ends may have lost its address to another.
+    /// Whether its network namespace may be looked for: a pod that starts has no address by which to know it, and one
+    /// that ends may have lost its own to another.
     pub(super) findable: bool,
     /// Whether proxies were asked to serve it.
     pub(super) served: bool,

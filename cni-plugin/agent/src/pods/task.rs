@@ -189,7 +189,7 @@ impl PodTask {
             wanted: facts.map(|facts| facts.wanted && !self.dismissed),
             undecided: facts.is_some_and(|facts| facts.undecided),
             doubted: !self.sure,
-            findable: facts.is_some_and(|facts| !facts.terminating),
+            findable: facts.is_some_and(|facts| !facts.terminating) && !self.addresses.is_empty(),
             standing: self.standing,
             has_netns: self.netns.is_some(),
             served: self.shared.proxies.serves(&self.uid),

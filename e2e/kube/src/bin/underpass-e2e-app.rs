@@ -29,9 +29,15 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match *arguments.as_slice() {
         ["serve", name, port] => serve(name, port),
+        ["serve-grpc", port] => serve_grpc(port),
         ["get", url] => get(url),
+        ["wait"] => loop {
+            thread::park();
+        },
         ["load", url, callers] => load(url, callers),
-        _ => Err(anyhow::anyhow!("usage: underpass-e2e-app serve NAME PORT | get URL | load URL CALLERS")),
+        _ => Err(anyhow::anyhow!(
+            "usage: underpass-e2e-app serve NAME PORT | serve-grpc PORT | get URL | load URL CALLERS | wait"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -69,6 +75,31 @@ fn answer(name: &str, connection: &TcpStream) -> Result<()> {
         write!(&mut &*connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
     }
     Ok(())
+}
+
+/// Answers every gRPC call as a health service that serves does, which is what a kubelet's gRPC probe asks
+/// (grpc.health.v1.Health/Check).
+fn serve_grpc(port: &str) -> Result<()> {
+    /// A message that is not compressed, of two bytes: field 1, `SERVING`.
+    const SERVING: [u8; 7] = [0, 0, 0, 0, 2, 8, 1];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port.parse()?)).await?;
+        loop {
+            let (stream, _peer) = listener.accept().await?;
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await?;
+                while let Some(request) = connection.accept().await {
+                    let (_request, mut respond) = request?;
+                    let head = http::Response::builder().header("content-type", "application/grpc").body(())?;
+                    let mut body = respond.send_response(head, false)?;
+                    body.send_data(SERVING.as_slice().into(), false)?;
+                    body.send_trailers([("grpc-status".parse()?, "0".parse()?)].into_iter().collect())?;
+                }
+                anyhow::Ok(())
+            });
+        }
+    })
 }
 
 /// The lines of a request's or response's head; none at the end of the connection.

@@ -9,4 +9,8 @@
 mod chain;
 mod enrolment;
 mod images;
+mod policy;
+mod probes;
+mod rotation;
 mod services;
+mod starts;
