@@ -68,7 +68,8 @@ impl Publication {
                 let version = self.publish(&changes, first.is_some());
                 drop(first.take());
                 self.reporting.published(&snapshot, version);
-                if !census.update(&snapshot.objects, &reports).is_empty() {
+                // Once even if there is nothing to tell: until then what stands in namespaces may be right.
+                if !census.update(&snapshot.objects, &reports).is_empty() || told.is_none() {
                     self.telling.counts.send_replace(census.counts().clone());
                 }
                 if told.as_ref().is_none_or(|told| is_news(told, &snapshot)) {

@@ -135,7 +135,7 @@ pub fn of_cluster(
 ) -> Source {
     let (objects, objects_task) = objects::watch(client, Kind::ALL.into_iter().map(Interest::all).collect());
     let (leads, lease_task) = lease::contend(client, &place);
-    let member = Member::new(client, place, publisher.clone());
+    let member = Member::new(client, place.clone(), publisher.clone());
     let (withdrawals, withdrawal_task) =
         cluster::withdrawal::Withdrawals::new(client.clone(), member.clone(), publisher.clone(), leads.clone());
     let status_task = StatusTask {
@@ -146,6 +146,7 @@ pub fn of_cluster(
     };
     let namespace_task = NamespaceTask {
         client: client.clone(),
+        place,
         leads: leads.clone(),
         counts: telling.counts.subscribe(),
         objects: objects.clone(),

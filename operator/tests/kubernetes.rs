@@ -13,7 +13,7 @@ use clap::Parser as _;
 use serde_json::{Value, json};
 use underpass_discovery::{Mesh, View};
 use underpass_model::{Tunnel, Workload, WorkloadUid};
-use underpass_objects::{CaptureReport, CaptureState, cluster::report, testing::FakeApiServer};
+use underpass_objects::{CaptureReport, CaptureState, ObjectName, cluster::report, testing::FakeApiServer};
 use underpass_operator::{
     app::{self, Running},
     config::Config,
@@ -254,4 +254,59 @@ async fn people_are_told_what_became_of_their_objects() {
     eventually("mended", async || bench.condition("authorizationpolicies", "l7", "Accepted") == accepted).await;
     let object = bench.server.get("authorizationpolicies", "shop", "l7").unwrap();
     assert_eq!(object["status"]["observedGeneration"], 2, "{object:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn people_hear_what_happens_to_their_namespace() {
+    let bench = Bench::new().await;
+    let label = |labels: Value| {
+        bench.server.put(json!({
+            "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "shop", "uid": "uid-of-shop", "labels": labels },
+        }));
+    };
+    label(json!({ "underpass.dev/mesh": "enabled" }));
+    bench.put_pod("web", "node-1", "10.1.0.1");
+    let _operator = bench.operator("first").await;
+    // By name, which is by time.
+    let reasons = || -> Vec<String> {
+        let events = bench.server.all("events").into_iter();
+        let of_shop = events.filter(|event| {
+            let about = &event["involvedObject"];
+            event["metadata"]["namespace"] == "shop" && about["kind"] == "Namespace" && about["uid"] == "uid-of-shop"
+        });
+        of_shop.map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("it begins", async || reasons() == ["MeshEnrolling"]).await;
+    bench.report("web", CaptureState::Captured).await;
+    eventually("it is complete", async || reasons() == ["MeshEnrolling", "MeshEnrolled"]).await;
+    label(json!({}));
+    eventually("it leaves", async || reasons().last().is_some_and(|last| last == "MeshLeaving")).await;
+    report::forget(&bench.server.client(), &ObjectName::new("shop", "web"), "web").await.unwrap();
+    eventually("it has left", async || reasons().len() == 4 && reasons().last().unwrap() == "MeshLeft").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_stands_in_a_namespace_is_let_be_until_the_mesh_is_known() {
+    let bench = Bench::new().await;
+    bench.server.put(json!({
+        "apiVersion": "v1", "kind": "Namespace",
+        "metadata": { "name": "shop", "labels": { "underpass.dev/mesh": "enabled" } },
+        "status": { "conditions": [{
+            "type": "underpass.dev/Enrolled", "status": "True", "reason": "AllCaptured", "message": "0 of 0 pods captured",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }] },
+    }));
+    // Everything but these: nothing is published, and nothing counted.
+    bench.server.refuse("endpointslices", Some(403));
+    let operator = bench.operator("first").await;
+    let mut objects = operator.running.objects.clone();
+    objects.wait_for(|snapshot| !snapshot.objects.namespaces.is_empty()).await.unwrap();
+    eventually("it leads", async || !bench.server.all("leases").is_empty()).await;
+    let writes = || bench.server.requests().iter().filter(|request| request.contains("namespaces/shop/status")).count();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(writes(), 0, "an operator that knows nothing said something");
+    bench.server.refuse("endpointslices", None);
+    eventually("ready", async || operator.readiness.missing().is_empty()).await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!((writes(), bench.server.all("events").len()), (0, 0), "it stood there already");
 }
