@@ -1,6 +1,6 @@
 //! The certificate protocol's server: who calls, may it, sign.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tonic::{Request, Response, Status};
 use underpass_identity::wire::{
@@ -8,6 +8,7 @@ use underpass_identity::wire::{
     istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer},
 };
 use underpass_model::Identity;
+use underpass_runtime::metrics::catalogue;
 
 use super::{Attest, Authenticate, Authority, Caller, NodeName, SignError};
 
@@ -90,10 +91,12 @@ impl<A: Authenticate, T: Attest> IstioCertificateService for CertificateService<
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let begin = Instant::now();
         let result = self.answer(&request);
         let outcome = result.as_ref().map_or_else(|refusal| refusal.reason, |_| "signed");
-        metrics::counter!("underpass_operator_certificate_requests_total", "result" => outcome).increment(1);
+        catalogue::OPERATOR_CERTIFICATES.with([outcome]).increment(1);
         let cert_chain = result.map_err(|refusal| refusal.status)?;
+        catalogue::OPERATOR_SIGNING.with([]).record(begin.elapsed());
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
 }

@@ -5,6 +5,8 @@ use super::{Counters, Description, Gauges, Histograms, Listed};
 const DIRECTION: (&str, &str) = ("direction", "`inbound` into the pod, `outbound` out of it");
 /// Bounds of what is told to a whole mesh.
 const PUSHES: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+/// Bounds of what takes one signature.
+const SIGNING: &[f64] = &[0.0001, 0.0005, 0.001, 0.005, 0.02, 0.1];
 const KIND: (&str, &str) = ("kind", "the objects' kind");
 /// Few bounds: waits are either nothing, noticeable, or near a deadline.
 const WAITS: &[f64] = &[0.001, 0.01, 0.1, 0.5, 1.0, 5.0];
@@ -349,7 +351,28 @@ pub static OPERATOR_LEADS: Gauges<0> =
 pub static OPERATOR_WRITE_ERRORS: Counters<1> = counter(
     "underpass_operator_write_errors_total",
     "Writes to the API server that failed and are tried again.",
-    [("what", "`answer`, `lease`, `member`, `namespace` or `status`")],
+    [("what", "`answer`, `event` (given up), `lease`, `member`, `namespace` or `status`")],
+);
+/// What became of requests for certificates.
+pub static OPERATOR_CERTIFICATES: Counters<1> = counter(
+    "underpass_operator_certificate_requests_total",
+    "Requests for certificates that were answered.",
+    [("result", "`signed`, or why not")],
+);
+/// How long requests for certificates take.
+pub static OPERATOR_SIGNING: Histograms<0> = Histograms {
+    description: Description {
+        name: "underpass_operator_signing_seconds",
+        help: "From a request for a certificate being read until it is signed; refused ones are not among them.",
+        labels: [],
+    },
+    buckets: SIGNING,
+};
+/// When the authority's own certificates end.
+pub static OPERATOR_EXPIRY: Gauges<1> = gauge(
+    "underpass_operator_certificate_expiry_timestamp_seconds",
+    "When the authority's own certificates end, in seconds since 1970.",
+    [("kind", "`issuing`, or `root`: the first of them to end")],
 );
 
 /// A part of the catalogue under one heading.
@@ -407,6 +430,9 @@ pub static ALL: &[Section] = &[
             &OPERATOR_WITHDRAWALS,
             &OPERATOR_LEADS,
             &OPERATOR_WRITE_ERRORS,
+            &OPERATOR_CERTIFICATES,
+            &OPERATOR_SIGNING,
+            &OPERATOR_EXPIRY,
         ],
     },
     Section {

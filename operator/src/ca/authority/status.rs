@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use underpass_runtime::metrics::catalogue;
 
 use super::{Issuing, Revoked};
 use crate::ca::roots::{self, Phase};
@@ -58,8 +59,7 @@ impl AuthorityStatus {
     #[expect(clippy::cast_precision_loss, reason = "seconds since 1970 are far below 2^53")]
     pub(super) fn observe(&self, warn_before: Duration, now: SystemTime, warned: &mut HashSet<String>) {
         let expiry = |kind: &'static str, seconds: u64| {
-            metrics::gauge!("underpass_operator_certificate_expiry_timestamp_seconds", "kind" => kind)
-                .set(seconds as f64);
+            catalogue::OPERATOR_EXPIRY.with([kind]).set(seconds as f64);
         };
         expiry("issuing", self.issuing.not_after);
         if let Some(first) = self.roots.iter().map(|root| root.not_after).min() {
