@@ -3,6 +3,7 @@
 
 mod case;
 mod cpu;
+mod grow;
 mod load;
 mod measure;
 mod memory;
@@ -13,7 +14,7 @@ mod summary;
 mod times;
 mod world;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
 
@@ -22,6 +23,15 @@ use clap::Parser;
 enum Command {
     /// Measures, prints a table and writes a summary
     Run(plan::Options),
+    /// Measures how cost grows with pairs, pods, workloads and policies, and draws it
+    Grow(grow::Options),
+    /// Draws the charts of figures that were measured before
+    Plot {
+        /// What `grow` wrote
+        growth: PathBuf,
+        /// Where the charts go
+        to: PathBuf,
+    },
     /// Answers HTTP requests at a port, and echoes bytes at the next one
     #[command(hide = true)]
     Serve {
@@ -42,6 +52,8 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Run(options) => run::run(&options),
+        Command::Grow(options) => grow::run(&options),
+        Command::Plot { growth, to } => grow::plot(&growth, &to),
         Command::Serve { port } => serve::serve(port),
         Command::Load { to, kind } => load::run(to, &kind),
     }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Time for what was only passing through to be given back.
-const REST: Duration = Duration::from_secs(1);
+pub(crate) const REST: Duration = Duration::from_secs(1);
 
 /// The memory of both node proxies before, with, and after idle connections.
 pub(crate) fn idle(way: &Way, connections: usize) -> Result<Figures> {

@@ -30,7 +30,7 @@ pub(crate) struct Summary {
 
 /// A figure over the rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
+pub(crate) struct Spread {
     median: f64,
     least: f64,
     most: f64,
@@ -40,7 +40,8 @@ struct Spread {
 type Key = (String, &'static str, Case, &'static str);
 
 impl Spread {
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    /// None without values.
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied();
         let middle = values.len() / 2;
@@ -49,7 +50,12 @@ impl Spread {
         Some(Self { median, least: at(0)?, most: values.last().copied()? })
     }
 
-    fn to_json(self) -> Value {
+    pub(crate) fn median(self) -> f64 {
+        self.median
+    }
+
+    /// For programs.
+    pub(crate) fn to_json(self) -> Value {
         json!({ "median": self.median, "min": self.least, "max": self.most })
     }
 }
@@ -65,24 +71,28 @@ impl fmt::Display for Spread {
     }
 }
 
+/// Where and how it is measured.
+pub(crate) fn about(rounds: usize, seconds: f64) -> Result<Value> {
+    let processor = fs::read_to_string("/proc/cpuinfo")?;
+    let model = processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Ok(json!({
+        "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        "machine": {
+            "processor": model.map(|(_, name)| name),
+            "processors": std::thread::available_parallelism()?,
+            "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
+        },
+        "congestion control": "reno, in all of the lab's namespaces",
+        "rounds": rounds,
+        "seconds": seconds,
+        "optimised": !cfg!(debug_assertions),
+    }))
+}
+
 impl Summary {
-    /// Notes where and how it is measured.
+    /// Nothing yet.
     pub(crate) fn begin(rounds: usize, seconds: f64) -> Result<Self> {
-        let processor = fs::read_to_string("/proc/cpuinfo")?;
-        let model = processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let about = json!({
-            "command": std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-            "machine": {
-                "processor": model.map(|(_, name)| name),
-                "processors": std::thread::available_parallelism()?,
-                "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
-            },
-            "congestion control": "reno, in all of the lab's namespaces",
-            "rounds": rounds,
-            "seconds": seconds,
-            "optimised": !cfg!(debug_assertions),
-        });
-        Ok(Self { about, samples: Vec::new() })
+        Ok(Self { about: about(rounds, seconds)?, samples: Vec::new() })
     }
 
     pub(crate) fn add(&mut self, sample: Sample) {

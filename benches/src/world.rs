@@ -15,7 +15,8 @@ pub(crate) const HTTP: u16 = 8080;
 pub(crate) const ECHO: u16 = HTTP + 1;
 pub(crate) const IPERF: u16 = 5201;
 
-const MESH: &str = "mesh";
+/// The namespace that is enrolled.
+pub(crate) const MESH: &str = "mesh";
 const PLAIN: &str = "plain";
 const PROXY: &str = "underpass-nodeproxy";
 /// The flag that makes a node proxy use tunnels between pods of one node, too.

@@ -46,3 +46,24 @@ fn every_kind_of_measure_gives_figures() {
         assert!(median(measure, "across", figure).is_some(), "{measure} {figure}: {told}");
     }
 }
+
+#[test]
+fn every_sweep_gives_charts() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bench = Command::new(env!("CARGO_BIN_EXE_underpass-bench"));
+    let output = bench.args(["grow", "--quick", "--seconds", "0.2", "--to"]).arg(directory.path()).output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    let growth: Value = serde_json::from_slice(&std::fs::read(directory.path().join("growth.json")).unwrap()).unwrap();
+    let charts = growth["charts"].as_array().unwrap();
+    assert_eq!(charts.len(), 8, "{told}");
+    for chart in charts {
+        let name = chart["name"].as_str().unwrap();
+        for line in chart["lines"].as_array().unwrap() {
+            // One more pod's start needs a pod more, of which the first size has none.
+            assert!(!line["points"].as_array().unwrap().is_empty(), "{name}: {line}");
+        }
+        let svg = std::fs::read_to_string(directory.path().join(format!("{name}.svg"))).unwrap();
+        assert!(svg.contains(chart["title"].as_str().unwrap()), "{name}");
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use tokio::{sync::watch, time::Instant};
 use underpass_discovery::{
-    Mesh, Store,
+    Counts, Mesh, Store,
     client::{self, ClientOptions},
     kept::KeptView,
 };
@@ -136,7 +136,12 @@ fn collect(exposition: &Exposition, (accounts, pods, mesh, generation): (&Accoun
         catalogue::GENERATION_CONNECTIONS.with([generation.name()]).set(pods.count().0 as f64);
         catalogue::ACCEPTING.with([]).set(f64::from(u8::from(generation.is_accepting())));
         catalogue::PODS.with([]).set(pods.all().len() as f64);
-        catalogue::VIEW_VERSION.with([]).set(mesh.view().version() as f64);
+        let view = mesh.view();
+        catalogue::VIEW_VERSION.with([]).set(view.version() as f64);
+        let Counts { workloads, services, authorizations } = view.counts();
+        for (kind, count) in [("workload", workloads), ("service", services), ("policy", authorizations)] {
+            catalogue::VIEW_OBJECTS.with([kind]).set(count as f64);
+        }
         let changed = *changed.lock().unwrap_or_else(PoisonError::into_inner);
         catalogue::VIEW_AGE.with([]).set(changed.elapsed().as_secs_f64());
     });

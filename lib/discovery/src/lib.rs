@@ -21,4 +21,4 @@ pub mod server;
 pub mod testing;
 
 pub use store::{AskError, Delta, Mesh, Resource, Store};
-pub use view::View;
+pub use view::{Counts, View};

@@ -233,6 +233,12 @@ pub static VIEW_VERSION: Gauges<0> =
 /// The view's age.
 pub static VIEW_AGE: Gauges<0> =
     gauge("underpass_view_age_seconds", "Time since the view of the mesh last changed.", []);
+/// How much the view holds.
+pub static VIEW_OBJECTS: Gauges<1> = gauge(
+    "underpass_view_objects",
+    "What the node proxy knows of the mesh.",
+    [("kind", "`workload`, `service` or `policy`")],
+);
 /// Pods.
 pub static PODS: Gauges<0> = gauge("underpass_pods", "Pods that this node proxy serves.", []);
 /// How long pods take.
@@ -408,7 +414,7 @@ pub static ALL: &[Section] = &[
     },
     Section {
         title: "The mesh as the node proxy sees it",
-        metrics: &[&DISCOVERY_CONNECTED, &VIEW_VERSION, &VIEW_AGE, &PODS, &ENROLMENT],
+        metrics: &[&DISCOVERY_CONNECTED, &VIEW_VERSION, &VIEW_AGE, &VIEW_OBJECTS, &PODS, &ENROLMENT],
     },
     Section {
         title: "Certificates (node proxy)",
