@@ -19,6 +19,7 @@ use crate::{
         member::Member,
         namespaces::NamespaceTask,
         status::{StatusTask, Told},
+        taints::TaintTask,
     },
     config::Config,
     tokens::NodeTokens,
@@ -151,7 +152,9 @@ pub fn of_cluster(
         counts: telling.counts.subscribe(),
         objects: objects.clone(),
     };
+    let taint_task = TaintTask { client: client.clone(), leads: leads.clone(), objects: objects.clone() };
     tasks::root("objects", objects_task.run(shutdown.clone()), shutdown);
+    tasks::root("taints", taint_task.run(shutdown.clone()), shutdown);
     tasks::root("lease", lease_task.run(shutdown.clone()), shutdown);
     tasks::root("member", member.run(shutdown.clone()), shutdown);
     tasks::root("withdrawals", withdrawal_task.run(shutdown.clone()), shutdown);

@@ -286,6 +286,35 @@ async fn people_hear_what_happens_to_their_namespace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_opened_when_its_agent_is_ready() {
+    let bench = Bench::new().await;
+    bench.server.put(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" },
+        "spec": { "podCIDR": "10.1.0.0/24", "taints": [
+            { "key": "underpass.dev/agent-not-ready", "effect": "NoSchedule" },
+            { "key": "gpu", "effect": "NoSchedule" },
+        ] },
+    }));
+    let agent = |is_ready: &str| {
+        bench.server.put(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "agent", "namespace": "underpass-system", "labels": { "app.kubernetes.io/name": "underpass-agent" } },
+            "spec": { "nodeName": "node-1", "containers": [] },
+            "status": { "conditions": [{ "type": "Ready", "status": is_ready }] },
+        }));
+    };
+    agent("False");
+    let operator = bench.operator("first").await;
+    eventually("ready", async || operator.readiness.missing().is_empty()).await;
+    let spec = || bench.server.get("nodes", "", "node-1").unwrap()["spec"].clone();
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(spec()["taints"].as_array().unwrap().len(), 2, "nobody is ready yet");
+    agent("True");
+    let open = json!({ "podCIDR": "10.1.0.0/24", "taints": [{ "key": "gpu", "effect": "NoSchedule" }] });
+    eventually("open", async || spec() == open).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_stands_in_a_namespace_is_let_be_until_the_mesh_is_known() {
     let bench = Bench::new().await;
     bench.server.put(json!({

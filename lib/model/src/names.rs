@@ -65,6 +65,8 @@ pub const DEFAULT_CLUSTER: &str = "Kubernetes";
 
 /// What begins the names of the mesh's own labels, annotations and conditions.
 const OWN_PREFIX: &str = "underpass.dev/";
+/// Node taint with which nodes may begin; the operator takes it off when the node's agent is ready.
+pub const AGENT_NOT_READY_TAINT: &str = "underpass.dev/agent-not-ready";
 /// Pod condition: true while the pod takes tunnels, false while it leaves; written by the node's agent.
 pub const CAPTURED_CONDITION: &str = "underpass.dev/Captured";
 /// Namespace condition: whether its pods are captured, written by the operator.

@@ -4,8 +4,8 @@
 use k8s_openapi::{
     api::{
         core::v1::{
-            Container, Namespace, NamespaceCondition, NamespaceStatus, Node, Pod, PodCondition, PodSpec, PodStatus,
-            Service, ServiceAccount,
+            Container, Namespace, NamespaceCondition, NamespaceStatus, Node, NodeSpec, Pod, PodCondition, PodSpec,
+            PodStatus, Service, ServiceAccount,
         },
         discovery::v1::EndpointSlice,
     },
@@ -81,9 +81,12 @@ pub(super) fn namespace(namespace: Namespace) -> Namespace {
     Namespace { metadata: metadata(namespace.metadata), spec: None, status }
 }
 
-/// Its labels say where it is; nothing else does.
+/// Its labels, which say where it is, and the mesh's own taints.
 pub(super) fn node(node: Node) -> Node {
-    Node { metadata: metadata(node.metadata), spec: None, status: None }
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    let own: Vec<_> = taints.into_iter().filter(|taint| names::is_own(&taint.key)).collect();
+    let spec = (!own.is_empty()).then(|| NodeSpec { taints: Some(own), ..NodeSpec::default() });
+    Node { metadata: metadata(node.metadata), spec, status: None }
 }
 
 pub(super) fn service(service: Service) -> Service {

@@ -357,7 +357,7 @@ pub static OPERATOR_LEADS: Gauges<0> =
 pub static OPERATOR_WRITE_ERRORS: Counters<1> = counter(
     "underpass_operator_write_errors_total",
     "Writes to the API server that failed and are tried again.",
-    [("what", "`answer`, `event` (given up), `lease`, `member`, `namespace` or `status`")],
+    [("what", "`answer`, `event` (given up), `lease`, `member`, `namespace`, `status` or `taint`")],
 );
 /// What became of requests for certificates.
 pub static OPERATOR_CERTIFICATES: Counters<1> = counter(
