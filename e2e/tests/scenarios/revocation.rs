@@ -22,7 +22,7 @@ fn pod(lab: &Lab, node: &str, name: &str) -> Pod {
 /// A connection that exchanges something all the time.
 fn hold(lab: &Lab, client: &Pod, server: &Pod) -> Process {
     let argv = ["python3", "-c", HOLD, &server.v4().unwrap().to_string(), "8081"];
-    let held = lab.spawn(client.place(), &format!("holds-{}", client.name.name), &argv).unwrap();
+    let held = lab.spawn(client.place(), &format!("holds-{}-{}", client.name.name, server.name.name), &argv).unwrap();
     held.wait_for_output("exchange 3", SHORT).unwrap();
     held
 }
@@ -53,9 +53,11 @@ fn wait_replaced(lab: &Lab, client: &Pod, server: &Pod, old: &str) {
 fn a_revoked_identity_and_a_revoked_certificate_are_cut_off_and_nobody_else_is() {
     let lab = alone().unwrap();
     let far = pod(&lab, "node-b", "far");
-    let [thief, other] = ["thief", "other"].map(|name| pod(&lab, "node-a", name));
+    let [thief, other, near] = ["thief", "other", "near"].map(|name| pod(&lab, "node-a", name));
     for client in [&thief, &other] {
         wait_authenticated(&lab, client, &far).unwrap();
+        // Joined, without a tunnel that could be cut.
+        wait_authenticated(&lab, client, &near).unwrap();
     }
     let serial = |pod: &Pod| certificate(&lab, pod).unwrap()["serial"].as_str().unwrap().to_owned();
     let old = [serial(&thief), serial(&other)];
@@ -63,21 +65,26 @@ fn a_revoked_identity_and_a_revoked_certificate_are_cut_off_and_nobody_else_is()
     let stolen = signed_by_the_root(&lab, &identity_of(&thief).parse().unwrap(), SystemTime::now()).unwrap();
     open(&lab, &far, &stolen).unwrap();
     let [of_thief, of_other] = [&thief, &other].map(|client| hold(&lab, client, &far));
+    let [joined_thief, joined_other] = [&thief, &other].map(|client| hold(&lab, client, &near));
 
     let since = Instant::now();
     operator(&lab, "POST", &format!("/revoke?identity={}", identity_of(&thief))).unwrap();
     wait_cut(&lab, &of_thief, since, &thief, &far);
+    wait_cut(&lab, &joined_thief, since, &thief, &near);
     open(&lab, &far, &stolen).unwrap_err();
     line(&lab, &far, "the refusal of the stolen key", |line| said(line, "reason") == REASON);
     wait_replaced(&lab, &thief, &far, &old[0]);
     assert_eq!(serial(&other), old[1], "nobody else's certificate is replaced");
 
-    let exchanges = of_other.output().lines().count();
-    until(SHORT, "the other's connection to live on", || of_other.output().lines().count() > exchanges + 3).unwrap();
+    for held in [&of_other, &joined_other] {
+        let exchanges = held.output().lines().count();
+        until(SHORT, "the other's connection to live on", || held.output().lines().count() > exchanges + 3).unwrap();
+    }
 
     let since = Instant::now();
     operator(&lab, "POST", &format!("/revoke?serial={}", old[1])).unwrap();
     wait_cut(&lab, &of_other, since, &other, &far);
+    wait_cut(&lab, &joined_other, since, &other, &near);
     wait_replaced(&lab, &other, &far, &old[1]);
     let metrics = lab.metrics("node-b").unwrap();
     let count = metrics.lines().find_map(|line| line.strip_prefix("underpass_tunnels_revoked_total "));

@@ -18,12 +18,16 @@ use std::{
 };
 
 use tokio::net::TcpStream;
+use underpass_model::SerialNumber;
 
 use self::{
     ends::{End, TcpEnd, TunnelEnd},
     pump::{Broken, Pump},
 };
-use crate::{held::Held, stream::TunnelStream};
+use crate::{
+    held::Held,
+    stream::{StreamError, TunnelStream},
+};
 
 pub use ends::{EndError, reset_on_close};
 
@@ -60,6 +64,12 @@ impl CopyError {
     #[must_use]
     pub fn upstream_reset() -> Self {
         Self::Upstream(EndError::reset())
+    }
+
+    /// What one of two pods that were joined on one node would have proved itself by was revoked.
+    #[must_use]
+    pub fn revoked(serial: SerialNumber) -> Self {
+        Self::Downstream(StreamError::Revoked(serial).into())
     }
 
     /// The same for somebody else who has to be told: which end, and whether it was a reset.

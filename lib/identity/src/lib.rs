@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod certificate;
 pub mod key;
+mod presented;
 pub mod revocation;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
@@ -17,7 +18,8 @@ pub mod wire;
 pub use authority::{AuthorityError, CertificateAuthority, GrpcAuthority};
 pub use certificate::{CertificateError, Issued, WorkloadCertificate};
 pub use key::{KeyError, KeyPair};
-pub use revocation::{Presented, RevocationLists, Revocations};
+pub use presented::Presented;
+pub use revocation::{RevocationLists, Revocations};
 pub use store::{CertificateStatus, CertificateStore, StoreError, StoreOptions, StoreTask, Want};
 pub use tls::{Credentials, Expected, PeerError, check_peer};
 pub use trust::{TrustBundle, TrustError};

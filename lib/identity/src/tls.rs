@@ -21,7 +21,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use underpass_model::Identity;
 
-use crate::{certificate::WorkloadCertificate, trust::TrustBundle};
+use crate::{certificate::WorkloadCertificate, presented::Presented, trust::TrustBundle};
 
 mod peer;
 
@@ -40,6 +40,8 @@ pub struct Credentials {
     pub server: Arc<ServerConfig>,
     /// When our certificate ends to be valid. Nobody may use the credentials from then on.
     pub not_after: SystemTime,
+    /// What peers see of us in a handshake, for whoever asks whether it was revoked without one.
+    pub shown: Presented,
     /// Grows with each certificate and each change of the roots: two credentials of one identity are the same exactly
     /// when their generations are.
     pub generation: u64,
@@ -76,6 +78,7 @@ impl Credentials {
             client: Arc::new(client_config(&provider, Arc::clone(&own), &store).map_err(failed)?),
             server: Arc::new(server_config(&provider, own, &store).map_err(failed)?),
             not_after: certificate.not_after(),
+            shown: Presented::of(certificate.chain()),
             generation,
         })
     }

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc};
 use http::StatusCode;
 use tokio::{net::TcpStream, sync::oneshot};
 use underpass_hbone::{CopyError, Meter, copy::tcp_with_tcp};
-use underpass_model::{Authority, Identity};
+use underpass_model::{Authority, Identity, SerialNumber};
 
 use super::{
     Failure,
@@ -85,6 +85,22 @@ async fn half(call: Call, answer: Answer, worker: Rc<Worker>) {
     record.close(outcome.as_ref().copied().map_err(Failure::failed));
 }
 
+/// Completes when a certificate of one of them is revoked. Those are their present ones: a later one would have been good.
+fn revoked(worker: &Worker, ends: [&Identity; 2]) -> impl Future<Output = SerialNumber> + use<> {
+    let certificates = &worker.shared.certificates;
+    let [caller, called] = ends.map(|identity| {
+        let shown = certificates.credentials(identity).map(|credentials| credentials.shown.clone());
+        // Without one nothing was ever shown that could be revoked.
+        certificates.revocations().wait(shown.unwrap_or_default())
+    });
+    async move {
+        tokio::select! {
+            serial = caller => serial,
+            serial = called => serial,
+        }
+    }
+}
+
 async fn answer_for(
     call: Call,
     mut answer: Answer,
@@ -101,9 +117,14 @@ async fn answer_for(
         Ok((application, lease, _share)) => {
             record.established();
             let (over, ended) = oneshot::channel();
+            // As a tunnel is cut when what its peer showed is revoked. In a box: it waits nearly always, and is large.
+            let revoked = Box::pin(revoked(worker, [&ends.peer, &ends.pod.identity]));
             let joined = Joined { application, peer: ends.pod.identity.clone(), over };
             answer.send(Ok(joined)).map_err(|_| Failure::Cancelled)?;
-            let ended = lease.unless_ended(ended).await?;
+            let ended = tokio::select! {
+                ended = lease.unless_ended(ended) => ended?,
+                serial = revoked => return Err(CopyError::revoked(serial).into()),
+            };
             // A caller's half that is dropped has reset the connection.
             Ok(ended.unwrap_or_else(|_| Err(CopyError::downstream_reset()))?)
         }

@@ -1,9 +1,10 @@
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyIdMethod,
     KeyPair, RevokedCertParams, SerialNumber as RcgenSerial,
 };
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
 use crate::{

@@ -13,7 +13,7 @@ use underpass_runtime::Backoff;
 use super::{CertificateStatus, Moment, Patience, StoreOptions, status};
 use crate::{
     certificate::Issued,
-    revocation::Presented,
+    presented::Presented,
     tls::{Credentials, CredentialsError},
     trust::TrustBundle,
 };
