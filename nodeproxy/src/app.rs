@@ -55,6 +55,9 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
     let authority =
         GrpcAuthority::for_cluster(Control::new(config.authority()), &config.cluster).context("the cluster's name")?;
     let kept = config.certificates_file.clone().map(KeptFile::new).transpose().context("--certificates-file")?;
+    if let Some(kept) = kept.clone() {
+        tasks::spawn("kept certificates", leave_to_successor(kept, generation.successors()));
+    }
     let options = StoreOptions { kept, ..StoreOptions::default() };
     let (certificates, renewal) = CertificateStore::new(Arc::new(authority), options);
     tasks::root("certificates", renewal.run(stop.clone()), &stop);
@@ -151,6 +154,13 @@ fn collect(exposition: &Exposition, (accounts, pods, mesh, generation): (&Accoun
 async fn note_changes(mut views: watch::Receiver<u64>, changed: Arc<Mutex<Instant>>) {
     while views.changed().await.is_ok() {
         *changed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+/// Certificates are kept by whichever run serves.
+async fn leave_to_successor(kept: KeptFile, mut successors: watch::Receiver<Option<String>>) {
+    while successors.changed().await.is_ok() {
+        kept.leave(successors.borrow_and_update().is_some());
     }
 }
 

@@ -122,6 +122,11 @@ impl Generation {
         self.0.successor.borrow().is_some()
     }
 
+    /// Tells each time that somebody comes to serve instead, or is gone again.
+    pub(crate) fn successors(&self) -> watch::Receiver<Option<String>> {
+        self.0.successor.subscribe()
+    }
+
     /// Another one serves, or none any more.
     pub(crate) fn succeed(&self, successor: Option<String>) {
         match &successor {

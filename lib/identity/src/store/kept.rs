@@ -9,7 +9,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -21,9 +24,13 @@ use underpass_model::Identity;
 
 use crate::{certificate::Issued, key::KeyPair};
 
-/// A file in memory for certificates and keys.
+/// A file in memory for certificates and keys. Clones are the same file.
 #[derive(Debug, Clone)]
-pub struct KeptFile(PathBuf);
+pub struct KeptFile {
+    path: PathBuf,
+    /// Whether another process writes it now.
+    left: Arc<AtomicBool>,
+}
 
 /// Why certificates are not kept in a file.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +97,17 @@ impl KeptFile {
             path: directory.clone(),
             source: errno.into(),
         })?;
-        if kind.filesystem_type() == TMPFS_MAGIC { Ok(Self(path)) } else { Err(KeptError::Disk { directory }) }
+        if kind.filesystem_type() == TMPFS_MAGIC { Ok(Self::at(path)) } else { Err(KeptError::Disk { directory }) }
+    }
+
+    fn at(path: PathBuf) -> Self {
+        Self { path, left: Arc::default() }
+    }
+
+    /// Leaves the file to a process that serves in our stead: it has pods that we do not know, whose certificates we would
+    /// take out. Or, when that is gone, writes it again.
+    pub fn leave(&self, to_another: bool) {
+        self.left.store(to_another, Ordering::Relaxed);
     }
 
     /// What the process before kept, as far as it is still good.
@@ -111,7 +128,7 @@ impl KeptFile {
     }
 
     fn load(&self) -> Result<Vec<Kept>, KeptError> {
-        let path = &self.0;
+        let path = &self.path;
         let failed = |source| KeptError::Io { what: "read", path: path.clone(), source };
         let mut file = match File::open(path) {
             Ok(file) => file,
@@ -129,16 +146,19 @@ impl KeptFile {
         Ok(content.certificates)
     }
 
-    /// Replaces the file at once.
+    /// Replaces the file at once, unless it was left to another process.
     pub(super) fn write<'a>(&self, held: impl Iterator<Item = &'a Issued>) -> Result<(), KeptError> {
+        if self.left.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let content = Content { certificates: held.map(Kept::of).collect() };
         let text =
-            serde_json::to_vec(&content).map_err(|source| KeptError::Content { path: self.0.clone(), source })?;
+            serde_json::to_vec(&content).map_err(|source| KeptError::Content { path: self.path.clone(), source })?;
         // During an upgrade two generations write, each as process 1 of a container of its own: only chance tells them apart.
-        let temporary = self.0.with_extension(format!("{:016x}.new", fastrand::u64(..)));
+        let temporary = self.path.with_extension(format!("{:016x}.new", fastrand::u64(..)));
         let failed = |source| KeptError::Io { what: "write", path: temporary.clone(), source };
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(failed)?;
-        let written = file.write_all(&text).and_then(|()| fs::rename(&temporary, &self.0));
+        let written = file.write_all(&text).and_then(|()| fs::rename(&temporary, &self.path));
         // Keys are not left behind under a name that nobody would look for.
         written.inspect_err(|_| drop(fs::remove_file(&temporary))).map_err(failed)
     }
@@ -178,20 +198,40 @@ mod tests {
     #[test]
     fn what_is_written_is_read_until_it_expires() {
         let place = tempfile::tempdir().unwrap();
-        let file = KeptFile(place.path().join("certificates"));
+        let file = KeptFile::at(place.path().join("certificates"));
         let now = SystemTime::now();
         assert!(file.read(now).is_empty());
         let issued = issue();
         for _ in 0..2 {
             file.write([&issued].into_iter()).unwrap();
         }
-        assert_eq!(fs::metadata(&file.0).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::metadata(&file.path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "no temporary file remains");
         let read = file.read(now);
         assert_eq!(read.len(), 1);
         assert_eq!(read[0].certificate.chain(), issued.certificate.chain());
         assert_eq!(read[0].roots, issued.roots);
         assert!(file.read(now + DAY * 2).is_empty());
+    }
+
+    #[test]
+    fn a_file_that_was_left_to_another_process_stays_as_that_wrote_it() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("certificates");
+        let (old, young) = (KeptFile::at(path.clone()), KeptFile::at(path));
+        let (of_old, of_young) = (issue(), issue());
+        let chains = |file: &KeptFile| {
+            let read = file.read(SystemTime::now());
+            read.iter().map(|issued| issued.certificate.chain().to_vec()).collect::<Vec<_>>()
+        };
+        old.write([&of_old].into_iter()).unwrap();
+        old.leave(true);
+        young.write([&of_young].into_iter()).unwrap();
+        old.write([&of_old].into_iter()).unwrap();
+        assert_eq!(chains(&old), [of_young.certificate.chain().to_vec()]);
+        old.leave(false);
+        old.write([&of_old].into_iter()).unwrap();
+        assert_eq!(chains(&young), [of_old.certificate.chain().to_vec()]);
     }
 
     #[test]
@@ -205,12 +245,12 @@ mod tests {
     #[test]
     fn refuses_a_file_that_others_may_read_or_that_is_broken() {
         let place = tempfile::tempdir().unwrap();
-        let file = KeptFile(place.path().join("certificates"));
+        let file = KeptFile::at(place.path().join("certificates"));
         file.write([&issue()].into_iter()).unwrap();
-        fs::set_permissions(&file.0, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::set_permissions(&file.path, fs::Permissions::from_mode(0o640)).unwrap();
         assert!(matches!(file.load(), Err(KeptError::Mode { mode: 0o640, .. })));
-        fs::set_permissions(&file.0, fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(&file.0, "{\"certificates\": 1}").unwrap();
+        fs::set_permissions(&file.path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&file.path, "{\"certificates\": 1}").unwrap();
         assert!(matches!(file.load(), Err(KeptError::Content { .. })));
         assert!(file.read(SystemTime::now()).is_empty());
     }
