@@ -9,6 +9,8 @@
 mod chain;
 mod enrolment;
 mod images;
+mod meshed_services;
+mod one_bad_pod;
 mod policy;
 mod probes;
 mod rotation;
