@@ -2,6 +2,8 @@
 
 use std::{
     collections::VecDeque,
+    future::Future as _,
+    pin::pin,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
 };
@@ -9,9 +11,12 @@ use std::{
 use bytes::Bytes;
 
 use super::ends::{End, EndError};
+use crate::buffers;
 
-/// After so many turns the other connections of the thread have theirs.
+/// After so many turns the other connections of the thread have theirs,
 const TURNS: usize = 8;
+/// or after so many bytes: one large read. It takes about a quarter of a millisecond to carry them on.
+const MOST: usize = buffers::LARGEST;
 
 /// As many chunks are written at once, so there is nothing to gain from joining them.
 const FEW: usize = 16;
@@ -58,7 +63,11 @@ impl Pump {
         meter: &AtomicU64,
     ) -> Poll<Result<(), Broken>> {
         self.tired = false;
+        let mut moved = 0;
         for _ in 0..TURNS {
+            if moved >= MOST {
+                break;
+            }
             if self.stage == Stage::Ended {
                 return Poll::Ready(Ok(()));
             }
@@ -70,7 +79,7 @@ impl Pump {
                 filled => filled,
             };
             if !self.chunks.is_empty() {
-                ready!(self.poll_write(cx, source, sink, meter)).map_err(Broken::Sink)?;
+                moved += ready!(self.poll_write(cx, source, sink, meter)).map_err(Broken::Sink)?;
             } else if self.stage == Stage::Ending {
                 ready!(sink.poll_finish(cx)).map_err(Broken::Sink)?;
                 self.stage = Stage::Ended;
@@ -80,7 +89,7 @@ impl Pump {
             }
         }
         self.tired = true;
-        cx.waker().wake_by_ref();
+        wake_after_others(cx);
         Poll::Pending
     }
 
@@ -101,7 +110,7 @@ impl Pump {
         for _ in 0..TURNS {
             let filled = self.poll_fill(cx, source, sink);
             while !self.chunks.is_empty() {
-                if !matches!(self.poll_write(cx, source, sink, meter), Poll::Ready(Ok(()))) {
+                if !matches!(self.poll_write(cx, source, sink, meter), Poll::Ready(Ok(_written))) {
                     return;
                 }
             }
@@ -117,12 +126,12 @@ impl Pump {
         source: &mut S,
         sink: &mut T,
         meter: &AtomicU64,
-    ) -> Poll<Result<(), EndError>> {
+    ) -> Poll<Result<usize, EndError>> {
         let written = ready!(sink.poll_write(cx, &mut self.chunks))?;
         self.bytes = self.bytes.saturating_sub(written);
         meter.fetch_add(written as u64, Ordering::Relaxed);
         source.passed_on(written);
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(written))
     }
 
     fn poll_fill<S: End, T: End>(
@@ -177,9 +186,43 @@ impl Pump {
     }
 }
 
+/// Has the task polled again once the runtime has asked the kernel who else is ready. If it woke itself, it would have
+/// dozens of turns before that: whoever is quiet would wait for all of them.
+fn wake_after_others(cx: &mut Context<'_>) {
+    // The first poll of this is where tokio takes a waker for afterwards; the future itself is of no more use.
+    let _pending = pin!(tokio::task::yield_now()).poll(cx);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_tired_connection_is_polled_again_after_those_that_became_ready() {
+        // Local tasks, as a worker's are: one that is always tired, and one that waits for a socket.
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let tasks = tokio::task::LocalSet::new();
+        let polls = std::rc::Rc::new(std::cell::Cell::new(0));
+        let counted = std::rc::Rc::clone(&polls);
+        tasks.spawn_local(std::future::poll_fn(move |cx| -> Poll<()> {
+            counted.set(counted.get() + 1);
+            wake_after_others(cx);
+            Poll::Pending
+        }));
+        let quiet = async {
+            let near = tokio::net::UnixStream::from_std(near).unwrap();
+            let mut readable = pin!(near.readable());
+            // From the first poll on the kernel is asked.
+            std::future::poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx).is_pending())).await;
+            std::io::Write::write_all(&mut &far, b"x").unwrap();
+            let begun = polls.get();
+            readable.await.unwrap();
+            polls.get() - begun
+        };
+        let turns = tasks.run_until(quiet).await;
+        assert!(turns <= 2, "the tired one had {turns} turns before the quiet one");
+    }
 
     #[test]
     fn small_chunks_are_joined_where_a_queue_grows() {
