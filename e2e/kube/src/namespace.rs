@@ -112,7 +112,7 @@ impl Namespace {
         self.run(&["rollout", "status", object, &timeout]).map(drop)
     }
 
-    /// The ready pods of a workload.
+    /// The pods of a workload that are not ending.
     ///
     /// # Errors
     /// If there are none, or they cannot be read.
@@ -120,7 +120,8 @@ impl Namespace {
         let list =
             self.cluster.get(&["pods", "--namespace", &self.name, "--selector", &format!("workload={workload}")])?;
         let items = list.get("items").and_then(Value::as_array).context("a list without items")?;
-        items.iter().map(Pod::read).collect()
+        let is_ending = |pod: &&Value| pod.pointer("/metadata/deletionTimestamp").is_some();
+        items.iter().filter(|pod| !is_ending(pod)).map(Pod::read).collect()
     }
 
     /// The only pod of a workload.

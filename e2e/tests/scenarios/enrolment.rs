@@ -1,8 +1,12 @@
 //! Running pods are enrolled and un-enrolled under load: no call fails, and an old connection lives through both.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use underpass_e2e::{MESH, PLAIN, SHORT, alone, inbound_from, redis, server, wait_authenticated};
+use underpass_e2e::{
+    MESH, PLAIN, SHORT, alone, call_with,
+    crowd::{Crowd, Size},
+    inbound_from, redis, server, wait_authenticated,
+};
 use underpass_lab::{Place, Pod, PodSpec, Target, until};
 use underpass_model::names::{ENROLLED, HBONE_PORT, MESH_LABEL, NOT_ENROLLED};
 
@@ -99,6 +103,30 @@ fn callers_outside_the_mesh_notice_neither_enrolment_nor_its_end() {
     }
     // What was captured has ended, so nothing is left.
     lab.wait_captured(&web, false, SHORT).unwrap();
+}
+
+#[test]
+fn a_clients_connections_from_before_are_in_nobodys_way() {
+    let lab = alone().unwrap();
+    let client = server(&lab, &PodSpec::new("node-a", PLAIN, "client")).unwrap();
+    let far = server(&lab, &PodSpec::new("node-b", PLAIN, "far")).unwrap();
+    // The destination's proxy calls the same port in the client's name: one in 28,000 of its ports each would be taken.
+    let old = Crowd::gather(&lab, &client, &far, Size { idle: 600, busy: 0, short: 1 }).unwrap();
+    lab.label_namespace(PLAIN, MESH_LABEL, Some(ENROLLED)).unwrap();
+    for pod in [&client, &far] {
+        lab.wait_captured(pod, true, SHORT).unwrap();
+    }
+    wait_authenticated(&lab, &client, &far).unwrap();
+    let host = far.v4().unwrap().to_string();
+    for _ in 0..4 {
+        let begun = Instant::now();
+        let held = call_with(&lab, client.place(), "many", (&host, 8081), "500").unwrap();
+        assert_eq!(held.trim(), "500 held");
+        assert!(begun.elapsed() < Duration::from_secs(10), "one of them waited: {:?}", begun.elapsed());
+    }
+    let report = old.disperse().unwrap();
+    report.flawless().unwrap();
+    assert_eq!(report.idle, 600);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     os::fd::BorrowedFd,
     time::Duration,
 };
@@ -26,14 +27,44 @@ pub(crate) enum SourceAddress {
     Pod,
 }
 
+/// The ports to speak from in a client's name.
+///
+/// Clients choose their own above (32768 to 60999, unless a host says otherwise), and connections that they made by
+/// themselves before their peer was enrolled, or make after it was released, live in the same namespace: a second one
+/// with the same addresses gets no answer there.
+const KEPT_PORTS: Range<u16> = 16_384..32_768;
+/// How many of them are tried, before the kernel looks among all.
+const PORT_TRIES: usize = 8;
+
 /// Connects from inside a pod's namespace.
 pub(crate) async fn connect(netns: BorrowedFd<'_>, to: SocketAddr, source: SourceAddress) -> io::Result<TcpStream> {
+    if let SourceAddress::Keep(address) = source
+        && address != to.ip()
+    {
+        for _ in 0..PORT_TRIES {
+            let from = SocketAddr::new(address, fastrand::u16(KEPT_PORTS));
+            match connect_from(netns, to, Some(from)).await {
+                Err(error) if is_port_taken(&error) => {}
+                connected => return connected,
+            }
+        }
+        return connect_from(netns, to, Some(SocketAddr::new(address, 0))).await;
+    }
+    connect_from(netns, to, None).await
+}
+
+async fn connect_from(netns: BorrowedFd<'_>, to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
     let socket = netns::inside(netns, || {
         Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))
     })??;
-    prepare(&socket, to, source)?;
+    prepare(&socket, from)?;
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
     tokio::time::timeout(CONNECT_DEADLINE, connecting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Whether a connection with the same addresses is there already.
+fn is_port_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
 }
 
 /// [`connect`] for the other end of a connection that we carry: until its bytes have been carried to their end it closes
@@ -42,23 +73,24 @@ pub(crate) async fn connect_end(netns: BorrowedFd<'_>, to: SocketAddr, source: S
     connect(netns, to, source).await.inspect(reset_on_close)
 }
 
-fn prepare(socket: &Socket, to: SocketAddr, source: SourceAddress) -> io::Result<()> {
+fn prepare(socket: &Socket, from: Option<SocketAddr>) -> io::Result<()> {
     socket.set_mark(PROXY_MARK)?;
     socket.set_tcp_nodelay(true)?;
     keep_alive(socket)?;
-    if let SourceAddress::Keep(address) = source
-        && address != to.ip()
-    {
-        if address.is_ipv4() {
-            socket.set_ip_transparent_v4(true)?;
-        } else {
-            socket.set_ip_transparent_v6(true)?;
-        }
-        // The port is chosen at connect, when the whole four-tuple is known: else 28,000 connections would exhaust them.
-        setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
-        socket.bind(&SocketAddr::new(address, 0).into())?;
+    let Some(from) = from else { return Ok(()) };
+    if from.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        socket.set_ip_transparent_v6(true)?;
     }
-    Ok(())
+    // Whether an address is taken is decided at connect, by the whole four-tuple: else so many connections as there are
+    // ports would exhaust them, wherever they lead.
+    if from.port() == 0 {
+        setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+    } else {
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&from.into())
 }
 
 /// Finds a peer that vanished without a word within half an hour, as other node proxies do.
