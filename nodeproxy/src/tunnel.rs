@@ -91,8 +91,8 @@ impl Dialler<'_> {
             NextHop::Passthrough(_) | NextHop::Plain { .. } => {
                 let to = lease.permit().destination();
                 // The application's own choice of source address, where it made one, is kept.
-                let source = SourceAddress::Keep(self.client.ip());
-                let source = if self.client.is_ipv4() == to.is_ipv4() { source } else { SourceAddress::Pod };
+                let source = SourceAddress::Own(self.client.ip());
+                let source = if self.client.is_ipv4() == to.is_ipv4() { source } else { SourceAddress::Any };
                 let connected = socket::connect_end(self.pod.netns(), to, source).await;
                 connected.map(Upstream::Tcp).map_err(|error| DialError::Connect(to, error))
             }
@@ -152,7 +152,7 @@ impl Dialler<'_> {
             },
         };
         let dial = async || {
-            let connected = socket::connect(self.pod.netns(), hop.to, SourceAddress::Pod).await?;
+            let connected = socket::connect(self.pod.netns(), hop.to, SourceAddress::Any).await?;
             // It outlives the connection that it is made for, which has paid for a way onwards.
             Ok(Counted::new(connected, self.pod.budget.owe(Amount::TUNNEL)))
         };

@@ -90,6 +90,9 @@ pub struct Limits {
     pub retry: (Duration, Duration),
     /// Without any node proxy, before the captured connections of a leaving pod are taken for ended.
     pub absence: Duration,
+    /// After new connections of a leaving pod were let pass, before it is asked whether captured ones are left: who was
+    /// redirected, and is still connecting, is in no queue yet. The second SYN-ACK comes after one second.
+    pub under_way: Duration,
     /// Between the disappearance of a pod's object and giving the pod up without a DEL.
     pub orphan: Duration,
 }
@@ -104,6 +107,7 @@ impl Default for Limits {
             reconcile: Duration::from_secs(30),
             retry: (Duration::from_millis(100), Duration::from_secs(30)),
             absence: Duration::from_secs(10),
+            under_way: Duration::from_secs(1),
             orphan: Duration::from_secs(5),
         }
     }

@@ -21,10 +21,12 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Which source address a connection shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SourceAddress {
-    /// One that need not be this pod's: its packets come back by mark and route.
-    Keep(IpAddr),
     /// Whatever the pod's routes say.
-    Pod,
+    Any,
+    /// That of a client, in whose name the pod's application is called: its packets come back by mark and route.
+    Client(IpAddr),
+    /// This one of the pod's.
+    Own(IpAddr),
 }
 
 /// The ports to speak from in a client's name.
@@ -32,25 +34,27 @@ pub(crate) enum SourceAddress {
 /// Clients choose their own above (32768 to 60999, unless a host says otherwise), and connections that they made by
 /// themselves before their peer was enrolled, or make after it was released, live in the same namespace: a second one
 /// with the same addresses gets no answer there.
-const KEPT_PORTS: Range<u16> = 16_384..32_768;
+const CLIENT_PORTS: Range<u16> = 16_384..32_768;
 /// How many of them are tried, before the kernel looks among all.
 const PORT_TRIES: usize = 8;
 
 /// Connects from inside a pod's namespace.
 pub(crate) async fn connect(netns: BorrowedFd<'_>, to: SocketAddr, source: SourceAddress) -> io::Result<TcpStream> {
-    if let SourceAddress::Keep(address) = source
-        && address != to.ip()
-    {
-        for _ in 0..PORT_TRIES {
-            let from = SocketAddr::new(address, fastrand::u16(KEPT_PORTS));
-            match connect_from(netns, to, Some(from)).await {
-                Err(error) if is_port_taken(&error) => {}
-                connected => return connected,
-            }
+    let address = match source {
+        SourceAddress::Client(address) | SourceAddress::Own(address) if address != to.ip() => address,
+        SourceAddress::Any | SourceAddress::Client(_) | SourceAddress::Own(_) => {
+            return connect_from(netns, to, None).await;
         }
-        return connect_from(netns, to, Some(SocketAddr::new(address, 0))).await;
+    };
+    let tries = if matches!(source, SourceAddress::Client(_)) { PORT_TRIES } else { 0 };
+    for _ in 0..tries {
+        let from = SocketAddr::new(address, fastrand::u16(CLIENT_PORTS));
+        match connect_from(netns, to, Some(from)).await {
+            Err(error) if is_port_taken(&error) => {}
+            connected => return connected,
+        }
     }
-    connect_from(netns, to, None).await
+    connect_from(netns, to, Some(SocketAddr::new(address, 0))).await
 }
 
 async fn connect_from(netns: BorrowedFd<'_>, to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {

@@ -178,7 +178,7 @@ pub(super) async fn connect<'a>(
     record.permitted(lease.permit());
     let share = lease.unless_ended(waits::room(&pod.budget, Amount::STREAM)).await??;
     let to = lease.permit().destination();
-    let connected = socket::connect_end(pod.netns(), to, SourceAddress::Keep(ends.client.ip()));
+    let connected = socket::connect_end(pod.netns(), to, SourceAddress::Client(ends.client.ip()));
     let application = lease.unless_ended(connected).await?.map_err(|error| DialError::Connect(to, error))?;
     Ok((application, lease, share))
 }

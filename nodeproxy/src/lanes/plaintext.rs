@@ -67,7 +67,7 @@ async fn connect<'a>(
     };
     record.permitted(lease.permit());
     let to = lease.permit().destination();
-    let connected = socket::connect_end(pod.netns(), to, SourceAddress::Keep(client));
+    let connected = socket::connect_end(pod.netns(), to, SourceAddress::Client(client));
     let stream = lease.unless_ended(connected).await?.map_err(|error| DialError::Connect(to, error))?;
     Ok((Upstream::Tcp(stream), lease))
 }

@@ -65,6 +65,7 @@ impl Agent {
             reconcile: Duration::from_millis(200),
             retry: (Duration::from_millis(20), Duration::from_millis(200)),
             absence: Duration::from_millis(500),
+            under_way: Duration::from_millis(50),
             orphan: Duration::from_millis(100),
         };
         let path = |name: &str| directory.path().join(name).into_os_string();

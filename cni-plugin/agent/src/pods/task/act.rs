@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
 use underpass_model::PodUid;
 use underpass_objects::{
@@ -239,10 +239,11 @@ impl PodTask {
         if !self.drain().await {
             return;
         }
+        // First: whoever came all the same is reset, and hears of it only while ports are still translated.
+        self.shared.proxies.withdraw(&self.uid).await;
         if let Err(failure) = self.program(|programmer, netns| programmer.remove(netns)).await {
             return self.fail(failure).await;
         }
-        self.shared.proxies.withdraw(&self.uid).await;
         self.standing = Standing::Out;
         self.programmed = None;
         self.forget_report().await;
@@ -253,8 +254,12 @@ impl PodTask {
 
     /// True once the last captured connection has ended. Until then the rules that carry it are looked after.
     async fn drain(&mut self) -> bool {
-        let (proxies, uid, absence) = (self.shared.proxies.clone(), self.uid.clone(), self.shared.limits.absence);
-        let mut drained = pin!(async move { proxies.drained(&uid, absence).await });
+        let (proxies, uid) = (self.shared.proxies.clone(), self.uid.clone());
+        let (absence, under_way) = (self.shared.limits.absence, self.shared.limits.under_way);
+        let mut drained = pin!(async move {
+            sleep(under_way).await;
+            proxies.drained(&uid, absence).await;
+        });
         loop {
             let next = self.until_next_look();
             match self.unless_interrupted(timeout(next, &mut drained)).await {
