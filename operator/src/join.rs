@@ -5,12 +5,6 @@
 
 use underpass_model::{NetworkMode, Workload};
 
-/// Whether any of these kinds (`Kind.group`) is enforced at the interfaces of pods: Kubernetes' own, Calico's, Cilium's
-/// and Antrea's policies, the cluster-wide ones too, all end so.
-pub(crate) fn needs_interfaces<'a>(mut kinds: impl Iterator<Item = &'a String>) -> bool {
-    kinds.any(|kind| kind.split('.').next().is_some_and(|kind| kind.ends_with("NetworkPolicy")))
-}
-
 /// Whether a pod has a network namespace of its own, which joining needs.
 pub(crate) fn has_own_namespace(workload: &Workload) -> bool {
     workload.uid.is_pod() && workload.network_mode == NetworkMode::Standard
@@ -20,23 +14,7 @@ pub(crate) fn has_own_namespace(workload: &Workload) -> bool {
 mod tests {
     use underpass_objects::{Objects, manifest};
 
-    use super::*;
     use crate::translate::{Reports, TranslateOptions, Translator};
-
-    #[test]
-    fn any_network_policy_of_anybody_counts() {
-        for (kind, counts) in [
-            ("NetworkPolicy.networking.k8s.io", true),
-            ("GlobalNetworkPolicy.crd.projectcalico.org", true),
-            ("CiliumClusterwideNetworkPolicy.cilium.io", true),
-            ("AdminNetworkPolicy.policy.networking.k8s.io", true),
-            ("ClusterNetworkPolicy.crd.antrea.io", true),
-            ("Deployment.apps", false),
-            ("AuthorizationPolicy.security.istio.io", false),
-        ] {
-            assert_eq!(needs_interfaces([kind.to_owned()].iter()), counts, "{kind}");
-        }
-    }
 
     #[test]
     fn pods_with_a_namespace_of_their_own_are_marked() {

@@ -74,7 +74,11 @@ fn problems(snapshot: &Snapshot) -> Value {
             "message": problem.error.to_string(),
         })
     });
-    json!({ "problems": problems.collect::<Vec<_>>(), "ignored": *snapshot.ignored })
+    json!({
+        "problems": problems.collect::<Vec<_>>(),
+        "ignored": *snapshot.ignored,
+        "network_policies": snapshot.network_policies.to_string(),
+    })
 }
 
 fn policies(told: &Told) -> Value {

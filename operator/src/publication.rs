@@ -11,7 +11,7 @@ use underpass_discovery::{
     server::{Batch, Published, Publisher},
     wire::ResourceType,
 };
-use underpass_objects::{Kind, Object, Origin, Snapshot, policy::ObjectStatus};
+use underpass_objects::{Kind, NetworkPolicies, Object, Origin, Snapshot, policy::ObjectStatus};
 use underpass_runtime::{
     Shutdown,
     admin::{Pending, Readiness},
@@ -21,7 +21,6 @@ use underpass_runtime::{
 use crate::{
     census::Census,
     cluster::status::Told,
-    join,
     pushes::Push,
     source::{Reporting, Telling},
     translate::{Changes, Note, TranslateOptions, Translator},
@@ -123,7 +122,7 @@ impl Publication {
 
 /// Whether nobody may be looking at the bytes between pods of one node.
 fn can_join(snapshot: &Snapshot) -> bool {
-    snapshot.sees_all_kinds && !join::needs_interfaces(snapshot.ignored.keys())
+    snapshot.network_policies == NetworkPolicies::Absent
 }
 
 /// Whether something is different of which people are told.

@@ -135,6 +135,7 @@ pub fn of_cluster(
     shutdown: &Shutdown,
 ) -> Source {
     let (objects, objects_task) = objects::watch(client, Kind::ALL.into_iter().map(Interest::all).collect());
+    let objects_task = objects_task.with_network_policies(client);
     let (leads, lease_task) = lease::contend(client, &place);
     let member = Member::new(client, place.clone(), publisher.clone());
     let (withdrawals, withdrawal_task) =

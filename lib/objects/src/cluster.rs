@@ -6,6 +6,7 @@
 mod connect;
 pub mod event;
 mod feed;
+mod guards;
 mod kind;
 pub mod report;
 mod table;
@@ -21,7 +22,7 @@ pub use self::{
     kind::resource,
 };
 use self::{
-    feed::{Feed, Update},
+    feed::{Feed, Heard, Update},
     table::Table,
 };
 use crate::{
@@ -48,10 +49,14 @@ pub struct Interest {
 /// One for each kind.
 struct Feeds(Vec<Feed>);
 
+/// Who looks for NetworkPolicies.
+struct Guards(Client);
+
 /// Keeps a snapshot up to date; see [`watch`].
 #[derive(Debug)]
 pub struct ClusterTask {
     feeds: Feeds,
+    guards: Option<Guards>,
     table: Table,
     publish: watch::Sender<Snapshot>,
 }
@@ -88,14 +93,24 @@ pub fn watch(client: &Client, interests: Vec<Interest>) -> (watch::Receiver<Snap
     let table = Table::new(interests.iter().map(|interest| interest.kind));
     let feeds = interests.into_iter().map(|interest| Feed::new(client.clone(), interest)).collect();
     let (publish, receiver) = watch::channel(table.snapshot().clone());
-    (receiver, ClusterTask { feeds: Feeds(feeds), table, publish })
+    (receiver, ClusterTask { feeds: Feeds(feeds), guards: None, table, publish })
 }
 
 impl ClusterTask {
+    /// Looks for NetworkPolicies too ([`Snapshot::network_policies`]), of whoever's kind.
+    #[must_use]
+    pub fn with_network_policies(self, client: &Client) -> Self {
+        Self { guards: Some(Guards(client.clone())), ..self }
+    }
+
     /// Runs until asked to stop.
     pub async fn run(self, shutdown: Shutdown) {
-        let Self { feeds: Feeds(feeds), mut table, publish } = self;
-        let (send, mut updates) = mpsc::channel::<(Kind, Update)>(BACKLOG);
+        let Self { feeds: Feeds(feeds), guards, mut table, publish } = self;
+        let (send, mut updates) = mpsc::channel(BACKLOG);
+        if let Some(Guards(client)) = guards {
+            let following = guards::follow(client, send.clone());
+            tasks::spawn("network policies", until(shutdown.clone(), async { drop(following.await) }));
+        }
         for feed in feeds {
             tasks::spawn(feed.kind().as_str(), until(shutdown.clone(), feed.run(send.clone())));
         }
@@ -104,14 +119,14 @@ impl ClusterTask {
         loop {
             let first = tokio::select! {
                 () = shutdown.requested() => return,
-                update = updates.recv() => update,
+                heard = updates.recv() => heard,
             };
             // The feeds end only when asked to.
-            let Some((kind, update)) = first else { return shutdown.requested().await };
-            table.take(kind, count(kind, update));
+            let Some(first) = first else { return shutdown.requested().await };
+            take(&mut table, first);
             // Whatever else is there already becomes one change.
-            while let Ok((kind, update)) = updates.try_recv() {
-                table.take(kind, count(kind, update));
+            while let Ok(heard) = updates.try_recv() {
+                take(&mut table, heard);
             }
             tell(&table.snapshot().problems, &mut told);
             publish.send_replace(table.snapshot().clone());
@@ -125,15 +140,30 @@ impl fmt::Debug for Feeds {
     }
 }
 
-fn count(kind: Kind, update: Update) -> Update {
-    match &update {
+impl fmt::Debug for Guards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NetworkPolicies")
+    }
+}
+
+fn take(table: &mut Table, heard: Heard) {
+    match heard {
+        Heard::Of(kind, update) => {
+            count(kind, &update);
+            table.take(kind, update);
+        }
+        Heard::NetworkPolicies(found) => table.take_network_policies(found),
+    }
+}
+
+fn count(kind: Kind, update: &Update) {
+    match update {
         Update::Failed(error) => catalogue::WATCH_FAILURES.with([kind.as_str(), error.reason()]).increment(1),
         Update::Alive(_) | Update::Applied(..) | Update::Deleted(..) | Update::Listed(..) => {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             catalogue::WATCH_HEARD.with([kind.as_str()]).set(now.as_secs_f64());
         }
     }
-    update
 }
 
 async fn until(shutdown: Shutdown, work: impl Future<Output = ()>) {

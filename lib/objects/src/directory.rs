@@ -21,6 +21,7 @@ use self::{copies::Copies, settle::FileState};
 use crate::{
     changes::Changes,
     files::{Change, Files},
+    guarded::{NetworkPolicies, is_network_policy},
     manifest::{self, Manifest, ManifestError},
     object::{ObjectKey, Objects},
     snapshot::{Origin, Problem, Snapshot},
@@ -220,8 +221,13 @@ impl Directory {
         let held: BTreeSet<&ObjectKey> = self.states.values().flat_map(|state| state.good().objects.keys()).collect();
         objects.retain(|key| held.contains(key));
         let sees_all_kinds = !problems.iter().any(|problem| problem.is_lost) && self.listing.is_none();
+        let network_policies = match ignored.keys().find(|kind| is_network_policy(kind)) {
+            Some(kind) => NetworkPolicies::Present(kind.clone()),
+            None if sees_all_kinds => NetworkPolicies::Absent,
+            None => NetworkPolicies::Unknown("not all files are understood".into()),
+        };
         let (objects, problems, ignored) = (Arc::new(objects), Arc::new(problems), Arc::new(ignored));
-        Snapshot { objects, problems, ignored, pods_revision: 0, sees_all_kinds }
+        Snapshot { objects, problems, ignored, pods_revision: 0, network_policies }
     }
 
     /// Logs what is new: each problem when it comes and goes, each kind that is not read once for good.

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod directory;
 pub mod enrolment;
 pub mod files;
+pub mod guarded;
 pub mod manifest;
 mod object;
 pub mod pod;
@@ -24,6 +25,7 @@ pub mod testing;
 
 pub use directory::{Directory, DirectoryTask};
 pub use enrolment::{Enrolment, NotEnrolled};
+pub use guarded::NetworkPolicies;
 pub use object::{Kind, Object, ObjectKey, ObjectName, Objects};
 pub use snapshot::{KindError, Origin, Problem, Snapshot, SourceError};
 pub use status::{CaptureReport, CaptureState, Status, StatusDirectory};

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use crate::{
     directory::FileError,
+    guarded::NetworkPolicies,
     object::{Kind, ObjectKey, Objects},
 };
 
@@ -18,9 +19,8 @@ pub struct Snapshot {
     pub ignored: Arc<BTreeMap<String, usize>>,
     /// How far an API server's pods have been followed, in its own count; the same for everybody who follows them.
     pub pods_revision: u64,
-    /// Whether it would be known if there were objects of another kind: then they are among the ignored. Never of an
-    /// API server, of which only the kinds that the mesh reads are asked for.
-    pub sees_all_kinds: bool,
+    /// Whether there are policies that somebody enforces at the interfaces of pods.
+    pub network_policies: NetworkPolicies,
 }
 
 /// What is wrong with a part of a source; of its objects the last good ones stay in force.

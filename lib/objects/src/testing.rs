@@ -16,7 +16,7 @@ use std::{
 };
 
 use kube::{Client, Config};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use self::store::Store;
@@ -40,6 +40,8 @@ struct Shared {
     changed: watch::Sender<u64>,
     faults: Mutex<Faults>,
     requests: Mutex<Vec<String>>,
+    /// Groups of kinds, as discovery tells them.
+    kinds: Mutex<Vec<Value>>,
 }
 
 #[derive(Default)]
@@ -127,6 +129,13 @@ impl FakeApiServer {
     #[must_use]
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
+    }
+
+    /// Tells in discovery that there is a kind, which is otherwise served without that.
+    pub fn tell_kind(&self, group: &str, kind: &str, plural: &str) {
+        let resource = json!({"resource": plural, "responseKind": {"kind": kind}, "verbs": ["list", "watch"]});
+        let version = json!({"version": "v1", "freshness": "Current", "resources": [resource]});
+        lock(&self.shared.kinds).push(json!({"metadata": {"name": group}, "versions": [version]}));
     }
 
     /// Answers every request for a plural name with a status code (403: a right is missing; 404: no such kind), until

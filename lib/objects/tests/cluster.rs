@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::{sync::watch, time};
 use underpass_model::PodUid;
 use underpass_objects::{
-    CaptureReport, CaptureState, Kind, KindError, ObjectName, Origin, Snapshot, SourceError,
+    CaptureReport, CaptureState, Kind, KindError, NetworkPolicies, ObjectName, Origin, Snapshot, SourceError,
     cluster::{self, Interest, report::ReportError},
     report,
     testing::FakeApiServer,
@@ -309,4 +309,31 @@ async fn reports_and_answers_are_read_as_they_were_written() {
     bench.delete_pod("a");
     assert!(report::wait_withdrawn(&mut bench.snapshots, &uid, &name, 1, SOON).await);
     cluster::report::forget(&client, &name, uid.as_str()).await.unwrap();
+}
+
+#[tokio::test]
+async fn network_policies_of_any_kind_are_noticed_and_nothing_unknown_counts_as_absent() {
+    let server = FakeApiServer::start().await.unwrap();
+    server.tell_kind("networking.k8s.io", "NetworkPolicy", "networkpolicies");
+    server.tell_kind("cilium.io", "CiliumNetworkPolicy", "ciliumnetworkpolicies");
+    let (mut snapshots, task) = cluster::watch(&server.client(), vec![Interest::all(Kind::Node)]);
+    let shutdown = Shutdown::new();
+    let _running = Stop(shutdown.clone());
+    tokio::spawn(task.with_network_policies(&server.client()).run(shutdown));
+    let mut until = async |expected: &str| {
+        let found = time::timeout(
+            SOON,
+            snapshots.wait_for(|snapshot| snapshot.network_policies.to_string().contains(expected)),
+        );
+        assert!(found.await.is_ok(), "{expected}: {:?}", snapshots.borrow().network_policies);
+    };
+    until(&NetworkPolicies::Absent.to_string()).await;
+    server.put(json!({
+        "apiVersion": "cilium.io/v1", "kind": "CiliumNetworkPolicy", "metadata": {"name": "one", "namespace": "a"},
+    }));
+    until("some: CiliumNetworkPolicy.cilium.io").await;
+    assert!(server.delete("ciliumnetworkpolicies", "a", "one"));
+    until(&NetworkPolicies::Absent.to_string()).await;
+    server.refuse("networkpolicies", Some(403));
+    until("unknown: a right is missing").await;
 }

@@ -9,6 +9,7 @@
 mod chain;
 mod enrolment;
 mod images;
+mod joined;
 mod meshed_services;
 mod one_bad_pod;
 mod policy;

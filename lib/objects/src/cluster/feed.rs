@@ -24,6 +24,7 @@ use super::{
     kind::{Read, Wire, api, key, own},
 };
 use crate::{
+    guarded::NetworkPolicies,
     object::{Kind, ObjectKey},
     snapshot::KindError,
 };
@@ -59,10 +60,19 @@ pub(super) struct Feed {
     interest: Interest,
 }
 
-/// Nobody listens any more.
-struct Unheard;
+/// What one of those who follow the server has to say.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Heard {
+    /// Of one kind.
+    Of(Kind, Update),
+    /// Of NetworkPolicies.
+    NetworkPolicies(NetworkPolicies),
+}
 
-type Updates = mpsc::Sender<(Kind, Update)>;
+/// Nobody listens any more.
+pub(super) struct Unheard;
+
+pub(super) type Updates = mpsc::Sender<Heard>;
 
 impl Feed {
     pub(super) fn new(client: Client, interest: Interest) -> Self {
@@ -203,7 +213,7 @@ impl<K: Wire> Follow<K> {
     }
 
     async fn send(&self, update: Update) -> Result<(), Unheard> {
-        self.updates.send((self.interest.kind, update)).await.map_err(|_closed| Unheard)
+        self.updates.send(Heard::Of(self.interest.kind, update)).await.map_err(|_closed| Unheard)
     }
 }
 
@@ -225,7 +235,7 @@ fn ended(error: &kube::Error) -> Ended {
     }
 }
 
-fn explain(error: &kube::Error) -> KindError {
+pub(super) fn explain(error: &kube::Error) -> KindError {
     let kube::Error::Api(status) = error else { return KindError::Unreachable(causes(error)) };
     match status.code {
         401 => KindError::Unauthorized(status.message.clone()),

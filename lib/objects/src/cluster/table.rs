@@ -10,6 +10,7 @@ use super::{
     kind::{Misread, Read},
 };
 use crate::{
+    guarded::NetworkPolicies,
     object::{Kind, ObjectKey, Objects},
     snapshot::{KindError, Origin, Problem, Snapshot, SourceError},
 };
@@ -69,6 +70,10 @@ impl Table {
         if kind == Kind::Pod {
             self.snapshot.pods_revision = self.snapshot.pods_revision.max(revision);
         }
+    }
+
+    pub(super) fn take_network_policies(&mut self, found: NetworkPolicies) {
+        self.snapshot.network_policies = found;
     }
 
     /// Objects that are equal stay the same values; those that are not named are gone.

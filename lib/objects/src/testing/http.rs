@@ -82,6 +82,10 @@ impl Asked {
 async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
     let (head, body) = request.into_parts();
     lock(&shared.requests).push(format!("{} {}", head.method, head.uri));
+    if head.uri.path() == "/apis" {
+        let groups = lock(&shared.kinds).clone();
+        return json_answer(200, &json!({"kind": "APIGroupDiscoveryList", "items": groups}));
+    }
     let Some(asked) = Asked::of(head.uri.path()) else { return refusal(&Refusal(404, "no such path".into())) };
     let refused = lock(&shared.faults).refused.get(&asked.resource.plural).copied();
     if let Some(code) = refused {
