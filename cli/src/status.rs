@@ -29,7 +29,8 @@ pub(crate) struct Arguments {
 }
 
 /// Kinds of ours whose status says whether they are in force, with their plurals.
-const POLICIES: [(&str, &str); 2] = [("AuthorizationPolicy", "authorizationpolicies"), ("MeshTLSMode", "meshtlsmodes")];
+const POLICIES: [(&str, &str); 3] =
+    [("AuthorizationPolicy", "authorizationpolicies"), ("MeshConfig", "meshconfigs"), ("MeshTLSMode", "meshtlsmodes")];
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     cluster::on(status(arguments))
@@ -126,11 +127,11 @@ async fn policies(cluster: &Cluster) -> Result<bool> {
 /// What is wrong with a policy, by its conditions: each must be there, true, and about what the policy says now.
 fn complaint(kind: &str, policy: &DynamicObject) -> Option<String> {
     let metadata = &policy.metadata;
-    let name = format!(
-        "{kind} {}/{}",
-        metadata.namespace.as_deref().unwrap_or_default(),
-        metadata.name.as_deref().unwrap_or_default()
-    );
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let name = match metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()) {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    };
     let conditions = policy.data.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
     for wanted in ["Accepted", "Programmed"] {
         let text = |condition: &Value, key: &str| condition.get(key).and_then(Value::as_str).unwrap_or("").to_owned();

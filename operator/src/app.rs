@@ -26,6 +26,7 @@ use crate::{
     census::Count,
     cluster::status::Told,
     config::Config,
+    intent,
     publication::Publication,
     pushes::{self, Push},
     revocations,
@@ -122,6 +123,7 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
         objects: objects.clone(),
         reporting,
         options: config.translate_options(),
+        most_lifetime: config.certificate_ttl,
         publisher: publisher.clone(),
         readiness: readiness.clone(),
         telling: telling.clone(),
@@ -130,6 +132,7 @@ pub async fn start(config: &Config, readiness: &Readiness, shutdown: &Shutdown) 
     // Without any one of these the operator would go on half-dead.
     let callers = seat.callers(config, (&authority, &publisher, leads), shutdown);
     tasks::root("revocations", revocations::run(authority.told(), publisher.clone(), shutdown.clone()), shutdown);
+    tasks::root("intent", intent::run(authority.clone(), objects.clone(), shutdown.clone()), shutdown);
     tasks::root("authority", authority.clone().run(shutdown.clone()), shutdown);
     tasks::root("pushes", pushes::measure(publisher.clone(), pushed, shutdown.clone()), shutdown);
     tasks::root("publication", publication.run(readiness.pending("mesh"), shutdown.clone()), shutdown);

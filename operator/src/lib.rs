@@ -10,6 +10,7 @@ pub mod ca;
 pub mod census;
 pub mod cluster;
 pub mod config;
+mod intent;
 mod join;
 mod pages;
 pub mod publication;

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
@@ -11,7 +12,7 @@ use underpass_discovery::{
     server::{Batch, Published, Publisher},
     wire::ResourceType,
 };
-use underpass_objects::{Kind, NetworkPolicies, Object, Origin, Snapshot, policy::ObjectStatus};
+use underpass_objects::{Kind, Object, Origin, Snapshot, policy::ObjectStatus};
 use underpass_runtime::{
     Shutdown,
     admin::{Pending, Readiness},
@@ -21,6 +22,7 @@ use underpass_runtime::{
 use crate::{
     census::Census,
     cluster::status::Told,
+    intent,
     pushes::Push,
     source::{Reporting, Telling},
     translate::{Changes, Note, TranslateOptions, Translator},
@@ -36,6 +38,8 @@ pub struct Publication {
     pub reporting: Reporting,
     /// What holds for the whole mesh.
     pub options: TranslateOptions,
+    /// How long certificates may live at most.
+    pub most_lifetime: Duration,
     /// Who tells subscribers.
     pub publisher: Publisher,
     /// Where it is told that files are lost: broken, and no good state of them is known.
@@ -61,7 +65,7 @@ impl Publication {
             tell_lost(&snapshot, &self.readiness, &mut lost);
             // A mesh without any pod because they are not listed yet must not be told to anyone.
             if first.is_none() || snapshot.unlisted().next().is_none() {
-                let changes = translator.update(&snapshot.objects, &reports, can_join(&snapshot));
+                let changes = translator.update(&snapshot.objects, &reports, intent::can_join(&snapshot));
                 tell(&changes.notes);
                 count_mesh(&translator);
                 let version = self.publish(&changes, first.is_some());
@@ -72,7 +76,9 @@ impl Publication {
                     self.telling.counts.send_replace(census.counts().clone());
                 }
                 if told.as_ref().is_none_or(|told| is_news(told, &snapshot)) {
-                    self.telling.told.send_replace(Told { version, objects: tell_of(&snapshot, &translator) });
+                    self.telling
+                        .told
+                        .send_replace(Told { version, objects: tell_of(&snapshot, &translator, self.most_lifetime) });
                     told = Some(snapshot);
                 }
             }
@@ -120,21 +126,22 @@ impl Publication {
     }
 }
 
-/// Whether nobody may be looking at the bytes between pods of one node.
-fn can_join(snapshot: &Snapshot) -> bool {
-    snapshot.network_policies == NetworkPolicies::Absent
-}
-
 /// Whether something is different of which people are told.
 fn is_news(before: &Snapshot, now: &Snapshot) -> bool {
     let (before_objects, objects) = (&before.objects, &now.objects);
     !before_objects.authorization_policies.ptr_eq(&objects.authorization_policies)
+        || !before_objects.mesh_configs.ptr_eq(&objects.mesh_configs)
         || !before_objects.mesh_tls_modes.ptr_eq(&objects.mesh_tls_modes)
         || !Arc::ptr_eq(&before.problems, &now.problems)
 }
 
-fn tell_of(snapshot: &Snapshot, translator: &Translator) -> Vec<(Verdict, Option<ObjectStatus>)> {
-    let verdicts = verdicts(&snapshot.objects, &snapshot.problems, translator.notes());
+fn tell_of(
+    snapshot: &Snapshot,
+    translator: &Translator,
+    most_lifetime: Duration,
+) -> Vec<(Verdict, Option<ObjectStatus>)> {
+    let intent = intent::note(&snapshot.objects, most_lifetime);
+    let verdicts = verdicts(&snapshot.objects, &snapshot.problems, translator.notes().chain(&intent));
     let with_status = |verdict: Verdict| {
         let object = snapshot.objects.get(&verdict.key);
         let status = object.as_ref().and_then(Object::status).cloned();
@@ -182,6 +189,7 @@ fn count_objects(snapshot: &Snapshot) {
     let counts: BTreeMap<Kind, usize> = BTreeMap::from([
         (Kind::AuthorizationPolicy, objects.authorization_policies.len()),
         (Kind::EndpointSlice, objects.endpoint_slices.len()),
+        (Kind::MeshConfig, objects.mesh_configs.len()),
         (Kind::MeshTlsMode, objects.mesh_tls_modes.len()),
         (Kind::Namespace, objects.namespaces.len()),
         (Kind::Node, objects.nodes.len()),

@@ -69,6 +69,7 @@ impl Interest {
         let labels = match kind {
             Kind::EndpointSlice => "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io",
             Kind::AuthorizationPolicy
+            | Kind::MeshConfig
             | Kind::MeshTlsMode
             | Kind::Namespace
             | Kind::Node

@@ -14,6 +14,7 @@ pub mod enrolment;
 pub mod files;
 pub mod guarded;
 pub mod manifest;
+pub mod mesh_config;
 mod object;
 pub mod pod;
 pub mod policy;

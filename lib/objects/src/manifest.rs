@@ -331,6 +331,7 @@ impl<'de> DeserializeSeed<'de> for Kind {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Object, D::Error> {
         Ok(match self {
             Self::AuthorizationPolicy => Object::AuthorizationPolicy(Arc::new(Deserialize::deserialize(deserializer)?)),
+            Self::MeshConfig => Object::MeshConfig(Arc::new(Deserialize::deserialize(deserializer)?)),
             Self::EndpointSlice => Object::EndpointSlice(Arc::new(Deserialize::deserialize(deserializer)?)),
             Self::MeshTlsMode => Object::MeshTlsMode(Arc::new(Deserialize::deserialize(deserializer)?)),
             Self::Namespace => Object::Namespace(Arc::new(Deserialize::deserialize(deserializer)?)),

@@ -11,7 +11,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::policy::{self, AuthorizationPolicy, Invalid, MeshTlsMode, ObjectStatus};
+use crate::{
+    mesh_config::{self, MeshConfig, MeshConfigSpec},
+    policy::{self, AuthorizationPolicy, Invalid, MeshTlsMode, ObjectStatus},
+};
 
 /// The namespace of objects whose manifest names none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -23,6 +26,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `discovery.k8s.io/v1`, EndpointSlice.
     EndpointSlice,
+    /// `underpass.dev/v1alpha1`, MeshConfig.
+    MeshConfig,
     /// `underpass.dev/v1alpha1`, MeshTLSMode.
     MeshTlsMode,
     /// `v1`, Namespace.
@@ -44,6 +49,8 @@ pub enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     /// An EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
+    /// A MeshConfig.
+    MeshConfig(Arc<MeshConfig>),
     /// A MeshTLSMode.
     MeshTlsMode(Arc<MeshTlsMode>),
     /// A Namespace.
@@ -84,6 +91,8 @@ pub struct Objects {
     pub authorization_policies: OrdMap<ObjectName, Arc<AuthorizationPolicy>>,
     /// EndpointSlices.
     pub endpoint_slices: OrdMap<ObjectName, Arc<EndpointSlice>>,
+    /// MeshConfigs.
+    pub mesh_configs: OrdMap<String, Arc<MeshConfig>>,
     /// MeshTLSModes.
     pub mesh_tls_modes: OrdMap<ObjectName, Arc<MeshTlsMode>>,
     /// Namespaces.
@@ -100,9 +109,10 @@ pub struct Objects {
 
 impl Kind {
     /// Every kind that the mesh reads.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AuthorizationPolicy,
         Self::EndpointSlice,
+        Self::MeshConfig,
         Self::MeshTlsMode,
         Self::Namespace,
         Self::Node,
@@ -117,6 +127,7 @@ impl Kind {
         match self {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::EndpointSlice => "EndpointSlice",
+            Self::MeshConfig => "MeshConfig",
             Self::MeshTlsMode => "MeshTLSMode",
             Self::Namespace => "Namespace",
             Self::Node => "Node",
@@ -130,7 +141,7 @@ impl Kind {
     #[must_use]
     pub fn group(self) -> &'static str {
         match self {
-            Self::AuthorizationPolicy | Self::MeshTlsMode => policy::GROUP,
+            Self::AuthorizationPolicy | Self::MeshConfig | Self::MeshTlsMode => policy::GROUP,
             Self::EndpointSlice => "discovery.k8s.io",
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "",
         }
@@ -140,7 +151,7 @@ impl Kind {
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
-            Self::AuthorizationPolicy | Self::MeshTlsMode => policy::API_VERSION,
+            Self::AuthorizationPolicy | Self::MeshConfig | Self::MeshTlsMode => policy::API_VERSION,
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => "v1",
         }
@@ -153,7 +164,7 @@ impl Kind {
     }
 
     pub(crate) fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(self, Self::MeshConfig | Self::Namespace | Self::Node)
     }
 }
 
@@ -164,6 +175,7 @@ impl Object {
         match self {
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::MeshConfig(_) => Kind::MeshConfig,
             Self::MeshTlsMode(_) => Kind::MeshTlsMode,
             Self::Namespace(_) => Kind::Namespace,
             Self::Node(_) => Kind::Node,
@@ -179,6 +191,7 @@ impl Object {
         match self {
             Self::AuthorizationPolicy(object) => &object.metadata,
             Self::EndpointSlice(object) => &object.metadata,
+            Self::MeshConfig(object) => &object.metadata,
             Self::MeshTlsMode(object) => &object.metadata,
             Self::Namespace(object) => &object.metadata,
             Self::Node(object) => &object.metadata,
@@ -193,6 +206,7 @@ impl Object {
     pub fn status(&self) -> Option<&ObjectStatus> {
         match self {
             Self::AuthorizationPolicy(policy) => policy.status.as_ref(),
+            Self::MeshConfig(config) => config.status.as_ref(),
             Self::MeshTlsMode(mode) => mode.status.as_ref(),
             Self::EndpointSlice(_)
             | Self::Namespace(_)
@@ -207,6 +221,7 @@ impl Object {
     pub(crate) fn check(&self) -> Result<(), Invalid> {
         match self {
             Self::AuthorizationPolicy(policy) => policy.spec.check(),
+            Self::MeshConfig(config) => config.check(),
             Self::MeshTlsMode(mode) => mode.check(),
             Self::EndpointSlice(_)
             | Self::Namespace(_)
@@ -246,6 +261,7 @@ impl Objects {
         match object {
             Object::AuthorizationPolicy(object) => drop(self.authorization_policies.insert(name, object)),
             Object::EndpointSlice(object) => drop(self.endpoint_slices.insert(name, object)),
+            Object::MeshConfig(object) => drop(self.mesh_configs.insert(name.name, object)),
             Object::MeshTlsMode(object) => drop(self.mesh_tls_modes.insert(name, object)),
             Object::Namespace(object) => drop(self.namespaces.insert(name.name, object)),
             Object::Node(object) => drop(self.nodes.insert(name.name, object)),
@@ -270,6 +286,7 @@ impl Objects {
         match kind {
             Kind::AuthorizationPolicy => self.authorization_policies.remove(name).is_some(),
             Kind::EndpointSlice => self.endpoint_slices.remove(name).is_some(),
+            Kind::MeshConfig => self.mesh_configs.remove(&name.name).is_some(),
             Kind::MeshTlsMode => self.mesh_tls_modes.remove(name).is_some(),
             Kind::Namespace => self.namespaces.remove(&name.name).is_some(),
             Kind::Node => self.nodes.remove(&name.name).is_some(),
@@ -286,6 +303,7 @@ impl Objects {
         Some(match kind {
             Kind::AuthorizationPolicy => Object::AuthorizationPolicy(self.authorization_policies.get(name)?.clone()),
             Kind::EndpointSlice => Object::EndpointSlice(self.endpoint_slices.get(name)?.clone()),
+            Kind::MeshConfig => Object::MeshConfig(self.mesh_configs.get(&name.name)?.clone()),
             Kind::MeshTlsMode => Object::MeshTlsMode(self.mesh_tls_modes.get(name)?.clone()),
             Kind::Namespace => Object::Namespace(self.namespaces.get(&name.name)?.clone()),
             Kind::Node => Object::Node(self.nodes.get(&name.name)?.clone()),
@@ -303,6 +321,7 @@ impl Objects {
         match kind {
             Kind::AuthorizationPolicy => self.authorization_policies.keys().map(named).collect(),
             Kind::EndpointSlice => self.endpoint_slices.keys().map(named).collect(),
+            Kind::MeshConfig => self.mesh_configs.keys().map(of_cluster).collect(),
             Kind::MeshTlsMode => self.mesh_tls_modes.keys().map(named).collect(),
             Kind::Namespace => self.namespaces.keys().map(of_cluster).collect(),
             Kind::Node => self.nodes.keys().map(of_cluster).collect(),
@@ -318,6 +337,12 @@ impl Objects {
         {
             self.remove(&key);
         }
+    }
+
+    /// What people want of the whole mesh.
+    #[must_use]
+    pub fn mesh_config(&self) -> MeshConfigSpec {
+        self.mesh_configs.get(mesh_config::NAME).map(|config| config.spec.clone()).unwrap_or_default()
     }
 
     /// The pods of a namespace.
@@ -356,6 +381,7 @@ impl Objects {
     pub fn len(&self) -> usize {
         self.authorization_policies.len()
             + self.endpoint_slices.len()
+            + self.mesh_configs.len()
             + self.mesh_tls_modes.len()
             + self.namespaces.len()
             + self.nodes.len()

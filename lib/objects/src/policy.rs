@@ -14,7 +14,10 @@ use serde::{Deserialize, Serialize};
 use underpass_model::names::SYSTEM_NAMESPACE;
 
 #[cfg(feature = "cluster")]
-use crate::object::{Kind, Object};
+use crate::{
+    mesh_config::MeshConfig,
+    object::{Kind, Object},
+};
 
 /// The group of the mesh's own kinds.
 pub const GROUP: &str = "underpass.dev";
@@ -332,7 +335,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub(crate) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { field: field.into(), problem: problem.into() }
     }
 }
@@ -514,6 +517,13 @@ pub(crate) fn read(
                 let spec = AuthorizationPolicySpec { target_refs, ..AuthorizationPolicySpec::default() };
                 (problem.clone(), Some(make(spec, Some(problem))))
             })
+        }
+        Kind::MeshConfig => {
+            let wrap = |config| Object::MeshConfig(Arc::new(config));
+            let spec = spec(data)
+                .map_err(|problem| (problem, Some(wrap(MeshConfig::in_doubt(metadata.clone(), status.clone())))))?;
+            let config = MeshConfig { metadata: metadata.clone(), spec, status };
+            check(config.check()).map_err(|problem| (problem, None)).map(|()| wrap(config))
         }
         Kind::MeshTlsMode => {
             let selector = serde_json::from_value(part("/spec/selector")).unwrap_or_default();

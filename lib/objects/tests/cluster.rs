@@ -10,6 +10,7 @@ use underpass_model::PodUid;
 use underpass_objects::{
     CaptureReport, CaptureState, Kind, KindError, NetworkPolicies, ObjectName, Origin, Snapshot, SourceError,
     cluster::{self, Interest, report::ReportError},
+    mesh_config::SameNode,
     report,
     testing::FakeApiServer,
 };
@@ -115,6 +116,8 @@ metadata: {name: p, namespace: shop}
 spec: {targetRefs: [{kind: Pod, group: ""}]}
 ---
 {apiVersion: underpass.dev/v1alpha1, kind: MeshTLSMode, metadata: {name: m, namespace: shop}, spec: {mode: STRICT}}
+---
+{apiVersion: underpass.dev/v1alpha1, kind: MeshConfig, metadata: {name: default}, spec: {sameNode: Tunnel}}
 "#,
     );
     let snapshot = bench.until("one of each", |snapshot| snapshot.objects.len() == Kind::ALL.len()).await;
@@ -122,6 +125,7 @@ spec: {targetRefs: [{kind: Pod, group: ""}]}
     for kind in Kind::ALL {
         assert_eq!(snapshot.objects.keys(kind).len(), 1, "{kind}");
     }
+    assert_eq!(snapshot.objects.mesh_config().same_node, SameNode::Tunnel);
     assert!(snapshot.objects.endpoint_slices.contains_key(&ObjectName::new("shop", "out")));
     bench.delete_pod("web");
     bench.until_pods(&[]).await;

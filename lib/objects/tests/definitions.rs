@@ -1,4 +1,4 @@
-//! `deploy/crds/` holds the CustomResourceDefinitions of the types in `policy.rs`.
+//! `deploy/crds/` holds the CustomResourceDefinitions of the types in `policy.rs` and `mesh_config.rs`.
 //!
 //! After a change of them: `UNDERPASS_WRITE_REFERENCE=1 cargo test -p underpass-objects --test definitions`.
 
@@ -8,29 +8,44 @@ use std::{fs, path::Path};
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
-use underpass_objects::policy::{AuthorizationPolicySpec, MeshTlsModeSpec, ObjectStatus};
+use underpass_objects::{
+    mesh_config::{self, MeshConfigSpec},
+    policy::{AuthorizationPolicySpec, MeshTlsModeSpec, ObjectStatus},
+};
 
 struct Definition {
     kind: &'static str,
     plural: &'static str,
     about: &'static str,
+    /// The name that all of them have, if there is one for the cluster.
+    only: Option<&'static str>,
     spec: Value,
     columns: &'static [(&'static str, &'static str)],
 }
 
-fn definitions() -> [Definition; 2] {
+fn definitions() -> [Definition; 3] {
     [
         Definition {
             kind: "AuthorizationPolicy",
             plural: "authorizationpolicies",
             about: "Who may connect to the pods that it selects.",
+            only: None,
             spec: schema::<AuthorizationPolicySpec>(),
             columns: &[("Action", ".spec.action"), ("Accepted", ACCEPTED), ("Programmed", PROGRAMMED)],
+        },
+        Definition {
+            kind: "MeshConfig",
+            plural: "meshconfigs",
+            about: "What holds for the whole mesh.",
+            only: Some(mesh_config::NAME),
+            spec: schema::<MeshConfigSpec>(),
+            columns: &[("Accepted", ACCEPTED), ("Programmed", PROGRAMMED)],
         },
         Definition {
             kind: "MeshTLSMode",
             plural: "meshtlsmodes",
             about: "Whether pods take plaintext.",
+            only: None,
             spec: schema::<MeshTlsModeSpec>(),
             columns: &[("Mode", ".spec.mode"), ("Accepted", ACCEPTED), ("Programmed", PROGRAMMED)],
         },
@@ -49,19 +64,24 @@ impl Definition {
             .map(|(name, path)| json!({ "name": name, "type": "string", "jsonPath": path }))
             .collect();
         columns.push(json!({ "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" }));
-        let schema = json!({
+        let mut schema = json!({
             "type": "object",
             "description": self.about,
             "required": ["spec"],
             "properties": { "spec": self.spec, "status": schema::<ObjectStatus>() },
         });
+        if let Some(name) = self.only {
+            let rule = format!("self.metadata.name == '{name}'");
+            let message = format!("there is one for the mesh, and its name is {name}");
+            schema["x-kubernetes-validations"] = json!([{ "rule": rule, "message": message }]);
+        }
         json!({
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
             "metadata": { "name": format!("{}.underpass.dev", self.plural) },
             "spec": {
                 "group": "underpass.dev",
-                "scope": "Namespaced",
+                "scope": if self.only.is_some() { "Cluster" } else { "Namespaced" },
                 "names": {
                     "kind": self.kind,
                     "listKind": format!("{}List", self.kind),

@@ -4,7 +4,10 @@ use std::{
     collections::HashSet,
     fmt, fs, io,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -165,6 +168,8 @@ struct Inner {
     store: SharedStore,
     signing: ArcSwap<Signing>,
     told: watch::Sender<Told>,
+    /// How long certificates shall live, in seconds, where that is less than they may; 0 if nobody says so.
+    wanted_ttl: AtomicU64,
     /// Held while the state is looked at or changed.
     changing: Mutex<()>,
 }
@@ -249,7 +254,14 @@ impl Authority {
         let signing = prepare(&state, &options, None, now)?;
         let told = watch::Sender::new(signing.told());
         let signing = ArcSwap::from_pointee(signing);
-        Ok(Self(Arc::new(Inner { options, store, signing, told, changing: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            options,
+            store,
+            signing,
+            told,
+            wanted_ttl: AtomicU64::new(0),
+            changing: Mutex::default(),
+        })))
     }
 
     /// Takes in what changed in the state, and replaces the issuing certificate and the root when it is time. When it
@@ -304,6 +316,22 @@ impl Authority {
         self.change(&Order { revoke: Some(what), ..Order::default() }, now).await
     }
 
+    /// From now on certificates live so long, and not longer than the options say; true if that was otherwise. Those that
+    /// are signed live on.
+    pub fn shorten(&self, wanted: Option<Duration>) -> bool {
+        let wanted = wanted.map_or(0, |wanted| wanted.as_secs());
+        self.0.wanted_ttl.swap(wanted, Ordering::Relaxed) != wanted
+    }
+
+    /// How long a certificate lives that is signed now.
+    fn ttl(&self) -> Duration {
+        let most = self.0.options.most_ttl;
+        match self.0.wanted_ttl.load(Ordering::Relaxed) {
+            0 => most,
+            wanted => most.min(Duration::from_secs(wanted)),
+        }
+    }
+
     /// What everybody shall know, whenever it changes.
     #[must_use]
     pub fn told(&self) -> watch::Receiver<Told> {
@@ -356,11 +384,8 @@ impl Authority {
             return Err(SignError::TrustDomain { identity: identity.clone(), ours: options.trust_domain.clone() });
         }
         let public_key = request::public_key(csr_pem)?;
-        let ttl = if ttl.is_zero() {
-            options.most_ttl
-        } else {
-            ttl.min(options.most_ttl).max(LEAST_TTL.min(options.most_ttl))
-        };
+        let most_ttl = self.ttl();
+        let ttl = if ttl.is_zero() { most_ttl } else { ttl.min(most_ttl).max(LEAST_TTL.min(most_ttl)) };
         let mut params = CertificateParams::default();
         // rcgen marks the names critical exactly when the subject is empty (RFC 5280, 4.2.1.6).
         params.distinguished_name = DistinguishedName::new();

@@ -141,11 +141,19 @@ impl StatusTask {
 
     async fn write(&self, verdict: &Verdict, status: &ObjectStatus) -> Result<(), kube::Error> {
         let (name, resource) = (&verdict.key.name, cluster::resource(verdict.key.kind));
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &name.namespace, &resource);
+        let is_of_cluster = name.namespace.is_empty();
+        let api: Api<DynamicObject> = match is_of_cluster {
+            true => Api::all_with(self.client.clone(), &resource),
+            false => Api::namespaced_with(self.client.clone(), &name.namespace, &resource),
+        };
+        let mut metadata = json!({ "name": name.name });
+        if !is_of_cluster {
+            metadata["namespace"] = name.namespace.as_str().into();
+        }
         let body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
-            "metadata": { "name": name.name, "namespace": name.namespace },
+            "metadata": metadata,
             "status": status,
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();

@@ -1,6 +1,6 @@
-//! Pods of one node are joined without a tunnel, until somebody makes a NetworkPolicy.
+//! Pods of one node are joined without a tunnel, until somebody makes a NetworkPolicy or wants it otherwise.
 
-use underpass_e2e_kube::{Namespace, SHORT, Workload, cluster, mesh};
+use underpass_e2e_kube::{Cluster, Namespace, SHORT, Workload, cluster, mesh};
 use underpass_lab::eventually;
 use underpass_model::names::{ENROLLED, MESH_LABEL};
 
@@ -10,6 +10,23 @@ kind: NetworkPolicy
 metadata: {name: anybody}
 spec: {podSelector: {matchLabels: {app: none-is-called-so}}}
 ";
+
+/// More than any operator's certificates live.
+const CONFIG: &str = "
+apiVersion: underpass.dev/v1alpha1
+kind: MeshConfig
+metadata: {name: default}
+spec: {sameNode: Tunnel, certificates: {lifetimeSeconds: 3000000000}}
+";
+
+/// It is the whole cluster's, and does not go with the scenario's namespace.
+struct Config<'a>(&'a Cluster);
+
+impl Drop for Config<'_> {
+    fn drop(&mut self) {
+        self.0.run(&["delete", "meshconfig/default", "--ignore-not-found"]).ok();
+    }
+}
 
 /// Waits until the client's next call goes through a tunnel, or does not.
 fn wait_tunnelled(space: &Namespace, node: &str, wanted: bool) {
@@ -35,7 +52,7 @@ fn wait_tunnelled(space: &Namespace, node: &str, wanted: bool) {
 }
 
 #[test]
-fn a_network_policy_of_anybody_makes_pods_of_one_node_use_a_tunnel() {
+fn pods_of_one_node_are_joined_unless_somebody_looks_or_says_otherwise() {
     let (cluster, _mesh) = (cluster(), mesh());
     let node = &cluster.workers().unwrap()[0];
     let space = Namespace::new(cluster, "joined").unwrap();
@@ -47,4 +64,17 @@ fn a_network_policy_of_anybody_makes_pods_of_one_node_use_a_tunnel() {
     wait_tunnelled(&space, node, true);
     space.run(&["delete", "networkpolicy", "anybody"]).unwrap();
     wait_tunnelled(&space, node, false);
+
+    // Or somebody wants it so, for the whole mesh.
+    let other = CONFIG.replace("name: default", "name: other");
+    let refused = space.apply(&other).unwrap_err();
+    assert!(format!("{refused:#}").contains("its name is default"), "{refused:#}");
+    let _config = Config(cluster);
+    space.apply(CONFIG).unwrap();
+    let timeout = format!("--timeout={}s", SHORT.as_secs() - 10);
+    cluster.run(&["wait", "meshconfig/default", "--for=condition=Programmed", &timeout]).unwrap();
+    wait_tunnelled(&space, node, true);
+    let condition = r#"jsonpath={.status.conditions[?(@.type=="Accepted")].message}"#;
+    let says = cluster.run(&["get", "meshconfig/default", "-o", condition]).unwrap();
+    assert!(says.contains("spec.certificates.lifetimeSeconds"), "a life that nobody gives was accepted: {says}");
 }

@@ -93,7 +93,7 @@ impl Feed {
             Kind::Pod => Follow::new(api::<Pod>(client), interest, updates).forever().await,
             Kind::Service => Follow::new(api::<Service>(client), interest, updates).forever().await,
             Kind::ServiceAccount => Follow::new(api::<ServiceAccount>(client), interest, updates).forever().await,
-            kind @ (Kind::AuthorizationPolicy | Kind::MeshTlsMode) => {
+            kind @ (Kind::AuthorizationPolicy | Kind::MeshConfig | Kind::MeshTlsMode) => {
                 Follow::new(own(client, kind), interest, updates).forever().await
             }
         };

@@ -436,3 +436,26 @@ async fn a_given_authority_that_cannot_sign_is_refused_by_name() {
     fs::remove_file(given.place.0.path().join("ca.crt")).unwrap();
     assert!(open(&given).await.contains("ca.crt"));
 }
+
+#[tokio::test]
+async fn certificates_live_as_long_as_is_wanted_and_allowed() {
+    let place = Place::new();
+    let authority = place.open(*NOW).await.unwrap();
+    let lives = || {
+        let key = key::KeyPair::generate().unwrap();
+        let answer = authority.sign(&key.csr_pem(&web()).unwrap(), &web(), Duration::ZERO, *NOW).unwrap();
+        let leaf = CertificateDer::from_pem_slice(answer[0].as_bytes()).unwrap();
+        let ends = X509Certificate::from_der(&leaf).unwrap().1.validity().not_after.timestamp();
+        ends - i64::try_from(NOW.duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap()
+    };
+    for (wanted, is_news, expected) in [
+        (None, false, 86_400),
+        (Some(3600), true, 3600),
+        (Some(3600), false, 3600),
+        (Some(90_000), true, 86_400),
+        (None, true, 86_400),
+    ] {
+        assert_eq!(authority.shorten(wanted.map(Duration::from_secs)), is_news, "{wanted:?}");
+        assert!((lives() - expected).abs() <= 1, "{wanted:?}: {}", lives());
+    }
+}

@@ -164,6 +164,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         let (namespace, name) = match kind {
             Kind::AuthorizationPolicy => (namespace, format!("a{name}")),
             Kind::EndpointSlice => (namespace, format!("e{name}")),
+            Kind::MeshConfig => ("", "default".into()),
             Kind::MeshTlsMode if namespace == "underpass-system" => (namespace, "default".into()),
             Kind::MeshTlsMode => (namespace, if second { "m2".into() } else { "m1".into() }),
             Kind::Namespace => ("", namespace.to_owned()),
