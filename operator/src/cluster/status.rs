@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time},
     jiff::Timestamp,
 };
 use kube::{
@@ -141,15 +141,12 @@ impl StatusTask {
 
     async fn write(&self, verdict: &Verdict, status: &ObjectStatus) -> Result<(), kube::Error> {
         let (name, resource) = (&verdict.key.name, cluster::resource(verdict.key.kind));
-        let is_of_cluster = name.namespace.is_empty();
-        let api: Api<DynamicObject> = match is_of_cluster {
-            true => Api::all_with(self.client.clone(), &resource),
-            false => Api::namespaced_with(self.client.clone(), &name.namespace, &resource),
+        let namespace = Some(name.namespace.clone()).filter(|namespace| !namespace.is_empty());
+        let api: Api<DynamicObject> = match &namespace {
+            None => Api::all_with(self.client.clone(), &resource),
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
         };
-        let mut metadata = json!({ "name": name.name });
-        if !is_of_cluster {
-            metadata["namespace"] = name.namespace.as_str().into();
-        }
+        let metadata = ObjectMeta { name: Some(name.name.clone()), namespace, ..ObjectMeta::default() };
         let body = json!({
             "apiVersion": resource.api_version,
             "kind": resource.kind,
