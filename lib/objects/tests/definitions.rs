@@ -73,7 +73,8 @@ impl Definition {
         if let Some(name) = self.only {
             let rule = format!("self.metadata.name == '{name}'");
             let message = format!("there is one for the mesh, and its name is {name}");
-            schema["x-kubernetes-validations"] = json!([{ "rule": rule, "message": message }]);
+            let rules = json!([{ "rule": rule, "message": message }]);
+            schema.as_object_mut().unwrap().insert("x-kubernetes-validations".into(), rules);
         }
         json!({
             "apiVersion": "apiextensions.k8s.io/v1",
