@@ -31,9 +31,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> anyhow::Result<()> {
     let config = config::Config::try_parse().unwrap_or_else(|error| {
-        // EX_USAGE, so that a supervisor can tell a wrong flag from a failure; help and version are no error.
+        // So that a supervisor can tell a wrong flag from a failure; help and version are no error.
         drop(error.print());
-        std::process::exit(if error.use_stderr() { 64 } else { 0 });
+        std::process::exit(if error.use_stderr() { supervise::USAGE } else { 0 });
     });
     if config.supervise {
         return supervise(&config);

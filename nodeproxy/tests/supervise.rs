@@ -111,5 +111,5 @@ fn what_others_leave_behind_in_the_container_is_reaped() {
 #[test]
 fn a_wrong_flag_is_told_once_and_not_tried_again() {
     let output = Command::new(PROXY).args(FLAGS).arg("--workers=none").output().unwrap();
-    assert_eq!((output.status.code(), output.status.signal()), (Some(64), None));
+    assert_eq!((output.status.code(), output.status.signal()), (Some(2), None));
 }

@@ -12,8 +12,8 @@ use underpass_runtime::{
     limits, metrics, telemetry,
 };
 
-/// What the field expects of a command line that cannot be used (sysexits, `EX_USAGE`).
-const USAGE: i32 = 64;
+/// What a command line that cannot be used ends with, as all of the mesh's programs and those of Kubernetes do.
+const USAGE: i32 = 2;
 
 fn main() -> anyhow::Result<()> {
     let config = Config::try_parse().unwrap_or_else(|error| {
