@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use underpass_lab::{Lab, Options, Place, Pod, PodSpec, Process, ScopedLab, eventually};
 use underpass_model::names::{ENROLLED, MESH_LABEL};
@@ -219,7 +219,12 @@ pub fn wait_authenticated(lab: &Lab, client: &Pod, server: &Pod) -> Result<()> {
         get(lab, client.place(), &url)?;
         let known = inbound(lab, server, client)?.last().cloned().context("no access line")?;
         let identity = known.get("src.identity").and_then(Value::as_str);
-        ensure!(identity == Some(&*identity_of(client)), "the last one came as {identity:?}");
+        if identity != Some(&*identity_of(client)) {
+            // Whoever reads this has no other trace of what the caller's proxy made of it.
+            let lines = lab.access_log(&client.node)?;
+            let sent = lines.iter().rfind(|line| said(line, "direction") == "outbound");
+            bail!("the last one came as {identity:?}: {known}; the caller's proxy said last: {sent:?}");
+        }
         Ok(())
     })
 }
