@@ -5,13 +5,17 @@ use std::{
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Command, ExitCode},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use underpass_lab::{Lab, Options, Place, PodName, PodSpec, parse_label};
-use underpass_model::names::{ENROLLED, MESH_LABEL, NOT_ENROLLED};
-use underpass_objects::Kind;
+use underpass_lab::{Lab, ObjectName, Options, Place, PodName, PodSpec, parse_change, until};
+use underpass_model::{
+    label::{check_annotation_key, check_label_key, check_label_value},
+    names::{ENROLLED, MESH_LABEL, NOT_ENROLLED},
+};
+use underpass_objects::{Kind, Object, guarded::is_network_policy};
 
 use crate::screen::{Progress, say};
 
@@ -63,6 +67,25 @@ enum Verb {
         /// `KEY=VALUE` or `KEY-`.
         #[arg(required = true)]
         labels: Vec<String>,
+    },
+    /// Set annotations of a pod (`KEY=VALUE`), or remove them (`KEY-`).
+    #[command(after_help = "Examples:\n  underpass lab annotate demo/web underpass.dev/limit-connections=100\n  \
+        underpass lab annotate demo/web underpass.dev/limit-connections-")]
+    Annotate {
+        /// NAMESPACE/NAME or NAME.
+        pod: String,
+        /// `KEY=VALUE` or `KEY-`.
+        #[arg(required = true)]
+        annotations: Vec<String>,
+    },
+    /// Delete an object that was applied; for pods there is `pod delete`.
+    #[command(after_help = "Examples:\n  underpass lab delete AuthorizationPolicy demo/nobody\n  \
+        underpass lab delete MeshConfig default")]
+    Delete {
+        /// Its kind, as in manifests.
+        kind: String,
+        /// NAMESPACE/NAME, or the name alone of what has no namespace.
+        object: String,
     },
     /// Write or replace objects from a file of Kubernetes manifests (`-` for standard input).
     Apply {
@@ -178,6 +201,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Status { output } => status::show(&lab()?, output)?,
         Verb::Exec(exec) => return run_in(&lab()?, &exec),
         Verb::Label { kind, object, labels } => label(&lab()?, kind, &object, &labels)?,
+        Verb::Annotate { pod, annotations } => annotate(&lab()?, &pod, &annotations)?,
+        Verb::Delete { kind, object } => delete(&lab()?, &kind, &object)?,
         Verb::Apply { filename } => apply(&lab()?, &filename)?,
         Verb::Pod(verb) => pod(&lab()?, verb)?,
         Verb::Logs { program, follow } => logs(&lab()?, program.as_deref(), follow)?,
@@ -189,6 +214,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Within what time a program that cannot run has said so.
+const AT_ONCE: Duration = Duration::from_millis(300);
 /// What `up` calls a lab.
 const DEFAULT: &str = "lab";
 
@@ -223,6 +250,10 @@ fn run_in(lab: &Lab, exec: &Exec) -> Result<ExitCode> {
     let place = place(lab, &exec.place)?;
     if let Some(name) = &exec.background {
         let process = lab.spawn(place, name, &argv)?;
+        // A program that is not there, or does not like its arguments, says so at once.
+        if until(AT_ONCE, "it to end", || !process.is_alive()).is_ok() {
+            bail!("{} ended at once; it said: {}", process.name, process.output().trim());
+        }
         say(&format!(
             "{} runs as process {}; its output: underpass lab logs {}",
             process.name, process.pid, process.name
@@ -245,17 +276,75 @@ fn place(lab: &Lab, text: &str) -> Result<Place> {
 }
 
 fn label(lab: &Lab, kind: Labelled, object: &str, labels: &[String]) -> Result<()> {
-    for text in labels {
-        let (key, value) = parse_label(text)?;
-        if key == MESH_LABEL && value.as_deref().is_some_and(|value| value != ENROLLED && value != NOT_ENROLLED) {
-            bail!("{MESH_LABEL} is {ENROLLED} or {NOT_ENROLLED}: with another value nobody would be enrolled");
-        }
+    // All or none.
+    let labels = labels.iter().map(|text| change_of_label(text)).collect::<Result<Vec<_>>>()?;
+    if matches!(kind, Labelled::Namespace) {
+        let known = lab.namespaces()?;
+        ensure!(
+            known.iter().any(|name| name == object),
+            "there is no namespace {object}: there are {}",
+            known.join(", ")
+        );
+    }
+    for (key, value) in labels {
         match kind {
             Labelled::Namespace => lab.label_namespace(object, &key, value.as_deref())?,
             Labelled::Pod => lab.label_pod(&lab.find_pod(object)?, &key, value.as_deref())?,
         }
     }
     say(&format!("{object} labelled"));
+    Ok(())
+}
+
+/// A label's key, and its value unless it shall go. Whatever stands already may be removed.
+fn change_of_label(text: &str) -> Result<(String, Option<String>)> {
+    let (key, value) = parse_change(text)?;
+    if let Some(value) = &value {
+        check_label_key(&key)?;
+        check_label_value(&key, value)?;
+        if key == MESH_LABEL && value != ENROLLED && value != NOT_ENROLLED {
+            bail!("{MESH_LABEL} is {ENROLLED} or {NOT_ENROLLED}: with another value nobody would be enrolled");
+        }
+    }
+    Ok((key, value))
+}
+
+fn change_of_annotation(text: &str) -> Result<(String, Option<String>)> {
+    let (key, value) = parse_change(text)?;
+    if value.is_some() {
+        check_annotation_key(&key)?;
+    }
+    Ok((key, value))
+}
+
+fn annotate(lab: &Lab, pod: &str, annotations: &[String]) -> Result<()> {
+    let annotations = annotations.iter().map(|text| change_of_annotation(text)).collect::<Result<Vec<_>>>()?;
+    let pod = lab.find_pod(pod)?;
+    for (key, value) in annotations {
+        lab.annotate_pod(&pod, &key, value.as_deref())?;
+    }
+    say(&format!("{pod} annotated"));
+    Ok(())
+}
+
+fn delete(lab: &Lab, kind: &str, object: &str) -> Result<()> {
+    let known = || Kind::ALL.map(Kind::as_str).join(", ");
+    let found = Kind::ALL.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(kind));
+    // What the mesh does not read may have been applied all the same, to see what comes of it.
+    let kind = match found {
+        Some(kind) => kind.as_str(),
+        None if is_network_policy(kind) => kind,
+        None => bail!("{kind} is none of the kinds that the lab has: {}", known()),
+    };
+    let (namespace, name) = object.split_once('/').map_or((None, object), |(of, name)| (Some(of), name));
+    let has_namespace = found.is_none_or(Kind::is_namespaced);
+    ensure!(
+        has_namespace == namespace.is_some(),
+        "the name of a {kind} is {}",
+        if has_namespace { "NAMESPACE/NAME" } else { "NAME" }
+    );
+    lab.delete(&ObjectName::new(kind, namespace, name))?;
+    say(&format!("{kind} {object} deleted"));
     Ok(())
 }
 
@@ -273,12 +362,33 @@ fn apply(lab: &Lab, file: &PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what the operator would refuse, while the user still looks; and pods, which are more than a manifest.
+/// Refuses what the operator would refuse or ignore, while the user still looks; and pods, which are more than a manifest.
 fn check(lab: &Lab, text: &str) -> Result<()> {
     let manifest = underpass_objects::manifest::read(text.as_bytes())?;
+    if let Some(kind) = manifest.ignored.keys().find(|kind| !is_network_policy(kind)) {
+        let known = Kind::ALL.map(Kind::as_str).join(", ");
+        bail!("the lab runs nothing of the kind {kind}: it has {known}; pods are made with `underpass lab pod add`");
+    }
+    for located in manifest.objects.values() {
+        check_metadata(&located.object).with_context(|| format!("line {}", located.line))?;
+    }
     for key in manifest.objects.keys().filter(|key| key.kind == Kind::Pod) {
         let pod = PodName::new(&key.name.namespace, &key.name.name);
         ensure!(lab.pod(&pod).is_ok(), "there is no pod {pod}: make it with `underpass lab pod add NODE {pod}`");
+    }
+    Ok(())
+}
+
+/// Labels and annotations that Kubernetes would refuse, or that are the mesh's own and mean nothing.
+fn check_metadata(object: &Object) -> Result<()> {
+    let metadata = object.metadata();
+    let of =
+        |kind: &str, key: &str| format!("{} {}: {kind} {key}", object.kind(), metadata.name.as_deref().unwrap_or(""));
+    for (key, value) in metadata.labels.iter().flatten() {
+        check_label_key(key).and_then(|()| check_label_value(key, value)).with_context(|| of("label", key))?;
+    }
+    for key in metadata.annotations.iter().flatten().map(|(key, _)| key) {
+        check_annotation_key(key).with_context(|| of("annotation", key))?;
     }
     Ok(())
 }
@@ -293,12 +403,12 @@ fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
                 spec = spec.service_account(&account);
             }
             for text in label {
-                let (key, value) = parse_label(&text)?;
+                let (key, value) = change_of_label(&text)?;
                 spec = spec.label(&key, &value.context("a new pod's labels are KEY=VALUE")?);
             }
             for text in annotation {
-                let (key, value) = text.split_once('=').context("a new pod's annotations are KEY=VALUE")?;
-                spec = spec.annotation(key, value);
+                let (key, value) = change_of_annotation(&text)?;
+                spec = spec.annotation(&key, &value.context("a new pod's annotations are KEY=VALUE")?);
             }
             let pod = lab.pod_add(&spec)?;
             let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
@@ -367,4 +477,45 @@ fn need_root() -> Result<()> {
         "this needs root, as network namespaces do: run the same command with sudo"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_mean_nothing_is_refused_and_whatever_stands_may_go() {
+        for (text, wrong) in [
+            ("underpass.dev/mesh=enabled", None),
+            ("underpass.dev/mesh=yes", Some("enabled or disabled")),
+            ("underpass.dev/mehs=enabled", Some("the mesh knows no")),
+            ("underpass.dev/mehs-", None),
+            ("app=web", None),
+            ("app=a b", Some("no value of app")),
+            ("an app=web", Some("no key")),
+            ("app", Some("neither KEY=VALUE nor KEY-")),
+        ] {
+            let told = change_of_label(text).err().map(|error| error.to_string());
+            match wrong {
+                None => assert_eq!(told, None, "{text}"),
+                Some(part) => assert!(told.as_ref().is_some_and(|told| told.contains(part)), "{text}: {told:?}"),
+            }
+        }
+        assert!(change_of_annotation("underpass.dev/limit-connections=100").is_ok());
+        assert!(change_of_annotation("underpass.dev/limit-connection=100").is_err());
+        assert!(change_of_annotation("note=anything, in words").is_ok());
+    }
+
+    #[test]
+    fn metadata_of_applied_objects_is_checked_as_well() {
+        let object = |metadata: &str| {
+            let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, {metadata}}}\n");
+            let read = underpass_objects::manifest::read(text.as_bytes()).unwrap();
+            read.objects.into_values().next().unwrap().object
+        };
+        assert!(check_metadata(&object("labels: {underpass.dev/mesh: enabled}")).is_ok());
+        let told = check_metadata(&object("labels: {underpass.dev/mash: enabled}")).unwrap_err();
+        assert!(told.to_string().contains("Namespace shop: label underpass.dev/mash"), "{told:#}");
+        assert!(check_metadata(&object("annotations: {underpass.dev/mesh: enabled}")).is_err());
+    }
 }

@@ -221,6 +221,7 @@ impl Lab {
     /// If it cannot be removed.
     pub fn delete(&self, name: &ObjectName) -> Result<()> {
         ensure!(name.kind != "Pod", "a pod is more than its manifest: use pod_delete");
+        ensure!(self.manifests.find(name)?.is_some(), "there is no {} {} in this lab", name.kind, name.name);
         self.manifests.remove(name)?;
         self.refresh_names()
     }

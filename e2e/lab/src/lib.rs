@@ -33,7 +33,7 @@ pub use config::Options;
 pub use lab::{Lab, ScopedLab};
 pub use load::{Load, LoadReport, Target};
 pub use mesh::{AGENT_CAPABILITIES, NODE_PROXY_CAPABILITIES, Program};
-pub use objects::{ObjectName, parse_label};
+pub use objects::{ObjectName, parse_change};
 pub use place::{Place, PodName};
 pub use pod::{Pod, PodSpec};
 pub use probe::{Probe, ProbeAnswer};

@@ -45,7 +45,7 @@ impl ObjectName {
         let name = text("/metadata/name").context("metadata.name: missing")?;
         // As kubectl does, an object without a namespace goes to `default`.
         let namespace = match kind {
-            "Namespace" | "Node" => None,
+            "MeshConfig" | "Namespace" | "Node" => None,
             _ => Some(text("/metadata/namespace").unwrap_or("default")),
         };
         Ok(Self::new(kind, namespace, name))
@@ -209,11 +209,11 @@ pub(crate) fn set_meta(object: &mut Value, field: &str, key: &str, value: Option
     }
 }
 
-/// `KEY=VALUE` sets, `KEY-` removes: as `kubectl label` reads it.
+/// `KEY=VALUE` sets, `KEY-` removes: as `kubectl label` and `kubectl annotate` read it.
 ///
 /// # Errors
 /// If the text is neither.
-pub fn parse_label(text: &str) -> Result<(String, Option<String>)> {
+pub fn parse_change(text: &str) -> Result<(String, Option<String>)> {
     if let Some((key, value)) = text.split_once('=') {
         return Ok((key.to_owned(), Some(value.to_owned())));
     }

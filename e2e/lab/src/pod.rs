@@ -292,6 +292,23 @@ impl Lab {
         self.manifests().change(&name, |object| set_meta(object, "labels", key, value))
     }
 
+    /// Sets a pod's annotation, or removes it with none.
+    ///
+    /// # Errors
+    /// If the manifest cannot be written.
+    pub fn annotate_pod(&self, name: &PodName, key: &str, value: Option<&str>) -> Result<()> {
+        self.manifests().change(&object_name(name), |object| set_meta(object, "annotations", key, value))
+    }
+
+    /// The names of all namespaces.
+    ///
+    /// # Errors
+    /// If a manifest cannot be read.
+    pub fn namespaces(&self) -> Result<Vec<String>> {
+        let name = |object: &Value| Some(object.pointer("/metadata/name")?.as_str()?.to_owned());
+        Ok(self.manifests().all("Namespace")?.iter().filter_map(name).collect())
+    }
+
     /// A pod by name.
     ///
     /// # Errors

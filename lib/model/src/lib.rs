@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod identity;
+pub mod label;
 pub mod names;
 pub mod revocation;
 pub mod service;

@@ -163,7 +163,9 @@ impl Kind {
         self.group() == policy::GROUP
     }
 
-    pub(crate) fn is_namespaced(self) -> bool {
+    /// Whether its objects are in namespaces.
+    #[must_use]
+    pub fn is_namespaced(self) -> bool {
         !matches!(self, Self::MeshConfig | Self::Namespace | Self::Node)
     }
 }
