@@ -60,10 +60,16 @@ impl Namespace {
     /// # Errors
     /// After the deadline.
     pub fn wait_captured(&self) -> Result<()> {
-        let condition = format!("--for=condition={ENROLLED_CONDITION}=True");
-        self.cluster
-            .run(&["wait", "namespace", &self.name, &condition, &format!("--timeout={}s", SHORT.as_secs() - 10)])
-            .map(drop)
+        self.wait_for(&format!("namespace/{}", self.name), &format!("condition={ENROLLED_CONDITION}=True"))
+    }
+
+    /// Waits until something is true of an object (`KIND/NAME`) in it, or of one of the cluster; as `kubectl wait --for`
+    /// has it.
+    ///
+    /// # Errors
+    /// After the deadline.
+    pub fn wait_for(&self, object: &str, what: &str) -> Result<()> {
+        self.run(&["wait", object, &format!("--for={what}"), &timeout()]).map(drop)
     }
 
     /// Waits until nothing says any more that it is enrolled: its last pod has been let go.
@@ -108,8 +114,7 @@ impl Namespace {
     /// # Errors
     /// After the deadline.
     pub fn wait_for_rollout(&self, object: &str) -> Result<()> {
-        let timeout = format!("--timeout={}s", SHORT.as_secs() - 10);
-        self.run(&["rollout", "status", object, &timeout]).map(drop)
+        self.run(&["rollout", "status", object, &timeout()]).map(drop)
     }
 
     /// The pods of a workload that are not ending.
@@ -158,6 +163,11 @@ impl Namespace {
     pub fn reach(&self, workload: &str, url: &str) -> Result<String> {
         eventually(SHORT, &format!("{workload} to reach {url}"), || self.call(workload, url))
     }
+}
+
+/// How long kubectl may wait: less than we wait for kubectl, so that it says what it waited for.
+fn timeout() -> String {
+    format!("--timeout={}s", SHORT.as_secs() - 10)
 }
 
 impl Drop for Namespace {

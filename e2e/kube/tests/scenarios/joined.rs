@@ -1,5 +1,7 @@
 //! Pods of one node are joined without a tunnel, until somebody makes a NetworkPolicy or wants it otherwise.
 
+use anyhow::Context as _;
+use serde_json::Value;
 use underpass_e2e_kube::{Cluster, Namespace, SHORT, Workload, cluster, mesh};
 use underpass_lab::eventually;
 use underpass_model::names::{ENROLLED, MESH_LABEL};
@@ -28,24 +30,20 @@ impl Drop for Config<'_> {
     }
 }
 
-/// Waits until the client's next call goes through a tunnel, or does not.
+/// Waits until a call of the client goes through a tunnel, or does not; before, they went the other way, if at all.
+///
+/// The last line is enough, and no lines are counted: of a log that the kubelet rotated only the newest part is shown.
 fn wait_tunnelled(space: &Namespace, node: &str, wanted: bool) {
     let near = format!("{}:8080", space.pod("near").unwrap().address);
     eventually(SHORT, &format!("a call through a tunnel: {wanted}"), || {
-        let lines = || -> anyhow::Result<Vec<_>> {
-            let mut lines = mesh().access_log(node)?;
-            lines.retain(|line| line["direction"] == "outbound" && line["dst.addr"] == *near);
-            Ok(lines)
-        };
-        let before = lines()?.len();
         space.call("client", &format!("http://{near}/"))?;
-        eventually(SHORT, "its access line", || {
-            let lines = lines()?;
-            anyhow::ensure!(lines.len() > before, "none");
-            Ok(())
-        })?;
-        let is_tunnelled = lines()?.last().is_some_and(|line| line.get("dst.hbone_addr").is_some());
-        anyhow::ensure!(is_tunnelled == wanted, "the last one: {:?}", lines()?.last());
+        let lines = mesh().access_log(node)?;
+        let is_call = |line: &&Value| {
+            line["direction"] == "outbound" && line["src.namespace"] == space.name() && line["dst.addr"] == *near
+        };
+        let last = lines.iter().rfind(is_call).context("no access line")?;
+        let is_tunnelled = last.get("dst.hbone_addr").is_some();
+        anyhow::ensure!(is_tunnelled == wanted, "the last one: {last}");
         Ok(())
     })
     .unwrap();
@@ -71,8 +69,7 @@ fn pods_of_one_node_are_joined_unless_somebody_looks_or_says_otherwise() {
     assert!(format!("{refused:#}").contains("its name is default"), "{refused:#}");
     let _config = Config(cluster);
     space.apply(CONFIG).unwrap();
-    let timeout = format!("--timeout={}s", SHORT.as_secs() - 10);
-    cluster.run(&["wait", "meshconfig/default", "--for=condition=Programmed", &timeout]).unwrap();
+    space.wait_for("meshconfig/default", "condition=Programmed").unwrap();
     wait_tunnelled(&space, node, true);
     let condition = r#"jsonpath={.status.conditions[?(@.type=="Accepted")].message}"#;
     let says = cluster.run(&["get", "meshconfig/default", "-o", condition]).unwrap();

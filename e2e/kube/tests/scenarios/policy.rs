@@ -16,8 +16,7 @@ fn object(space: &Namespace, kind: &str, name: &str, spec: &str) {
 fn policy(space: &Namespace, name: &str, spec: &str) {
     let target = "targetRefs: [{kind: Pod, selector: {matchLabels: {app: server}}}]";
     object(space, "AuthorizationPolicy", name, &format!("{target}, {spec}"));
-    let timeout = format!("--timeout={}s", SHORT.as_secs() - 10);
-    space.run(&["wait", &format!("authorizationpolicies/{name}"), "--for=condition=Programmed", &timeout]).unwrap();
+    space.wait_for(&format!("authorizationpolicies/{name}"), "condition=Programmed").unwrap();
 }
 
 fn wait_for(space: &Namespace, from: &str, url: &str, answered: bool) {

@@ -51,11 +51,6 @@ fn guarded(purpose: &str) -> Namespace {
     space
 }
 
-fn wait(space: &Namespace, what: &str, condition: &str) {
-    let timeout = format!("--timeout={}s", SHORT.as_secs() - 10);
-    space.run(&["wait", what, condition, &timeout]).unwrap();
-}
-
 const CALL: [&str; 2] = ["get", "http://server/"];
 
 #[test]
@@ -77,7 +72,7 @@ fn a_jobs_first_call_and_that_of_an_init_container_are_the_meshs() {
     }
     space.run(&["create", "job", "now", "--from=cronjob/cron"]).unwrap();
     for name in ["first", "init", "now"] {
-        wait(&space, &format!("job/{name}"), "--for=condition=Complete");
+        space.wait_for(&format!("job/{name}"), "condition=Complete").unwrap();
     }
 }
 
@@ -121,7 +116,7 @@ fn a_pod_in_its_nodes_network_is_left_out_and_goes_on() {
     let pod = template(cluster, "host", &["wait"], &host);
     let object = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "host", "labels": pod["metadata"]["labels"] }, "spec": pod["spec"] });
     space.apply(&object.to_string()).unwrap();
-    wait(&space, "pod/host", "--for=condition=Ready");
+    space.wait_for("pod/host", "condition=Ready").unwrap();
     // It has no identity, so the guarded server refuses it; others answer.
     let outside = Namespace::new(cluster, "open").unwrap();
     outside.start(&[&Workload::new("open")]).unwrap();
