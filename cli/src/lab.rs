@@ -328,13 +328,12 @@ fn annotate(lab: &Lab, pod: &str, annotations: &[String]) -> Result<()> {
 }
 
 fn delete(lab: &Lab, kind: &str, object: &str) -> Result<()> {
-    let known = || Kind::ALL.map(Kind::as_str).join(", ");
     let found = Kind::ALL.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(kind));
     // What the mesh does not read may have been applied all the same, to see what comes of it.
     let kind = match found {
         Some(kind) => kind.as_str(),
         None if is_network_policy(kind) => kind,
-        None => bail!("{kind} is none of the kinds that the lab has: {}", known()),
+        None => bail!("{kind} is none of the kinds that the lab has: {}", kinds()),
     };
     let (namespace, name) = object.split_once('/').map_or((None, object), |(of, name)| (Some(of), name));
     let has_namespace = found.is_none_or(Kind::is_namespaced);
@@ -366,7 +365,7 @@ fn apply(lab: &Lab, file: &PathBuf) -> Result<()> {
 fn check(lab: &Lab, text: &str) -> Result<()> {
     let manifest = underpass_objects::manifest::read(text.as_bytes())?;
     if let Some(kind) = manifest.ignored.keys().find(|kind| !is_network_policy(kind)) {
-        let known = Kind::ALL.map(Kind::as_str).join(", ");
+        let known = kinds();
         bail!("the lab runs nothing of the kind {kind}: it has {known}; pods are made with `underpass lab pod add`");
     }
     for located in manifest.objects.values() {
@@ -377,6 +376,11 @@ fn check(lab: &Lab, text: &str) -> Result<()> {
         ensure!(lab.pod(&pod).is_ok(), "there is no pod {pod}: make it with `underpass lab pod add NODE {pod}`");
     }
     Ok(())
+}
+
+/// The kinds that mean something in a lab.
+fn kinds() -> String {
+    Kind::ALL.map(Kind::as_str).join(", ")
 }
 
 /// Labels and annotations that Kubernetes would refuse, or that are the mesh's own and mean nothing.

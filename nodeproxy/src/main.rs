@@ -30,11 +30,7 @@ use clap::Parser;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> anyhow::Result<()> {
-    let config = config::Config::try_parse().unwrap_or_else(|error| {
-        // So that a supervisor can tell a wrong flag from a failure; help and version are no error.
-        drop(error.print());
-        std::process::exit(if error.use_stderr() { supervise::USAGE } else { 0 });
-    });
+    let config = config::Config::parse();
     if config.supervise {
         return supervise(&config);
     }

@@ -29,8 +29,8 @@ use nix::{
 
 /// The flag that asks for it; the child is started without.
 const FLAG: &str = "--supervise";
-/// What a command line that cannot be used ends with: starting again would not help.
-pub(crate) const USAGE: i32 = 2;
+/// What clap ends with when a command line cannot be used: starting again would not help.
+const USAGE: i32 = 2;
 /// A proxy that lived so long was well.
 const WELL: Duration = Duration::from_secs(10);
 /// So many short lives in a row are no accident.

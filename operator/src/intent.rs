@@ -1,20 +1,13 @@
-//! Carries out what people want of the whole mesh: the MeshConfig. Decided purely; the authority alone is told.
+//! Carries out what the MeshConfig says of certificates: the authority is told, and people of what does not hold. (How
+//! pods of one node talk is `join`'s.)
 
 use std::time::Duration;
 
 use tokio::sync::watch;
-use underpass_objects::{
-    Kind, NetworkPolicies, ObjectKey, ObjectName, Objects, Snapshot,
-    mesh_config::{self, SameNode},
-};
+use underpass_objects::{Kind, ObjectKey, ObjectName, Objects, Snapshot, mesh_config};
 use underpass_runtime::Shutdown;
 
 use crate::{ca::Authority, translate::Note};
-
-/// Whether pods of one node may be joined: nobody may be looking at the bytes between them, nor wants them in tunnels.
-pub(crate) fn can_join(snapshot: &Snapshot) -> bool {
-    snapshot.network_policies == NetworkPolicies::Absent && snapshot.objects.mesh_config().same_node == SameNode::Join
-}
 
 /// What of it is not carried out, by an operator whose certificates live no longer than that.
 pub(crate) fn note(objects: &Objects, most: Duration) -> Option<Note> {
@@ -43,8 +36,6 @@ pub(crate) async fn run(authority: Authority, mut objects: watch::Receiver<Snaps
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use underpass_objects::manifest;
 
     use super::*;
@@ -58,23 +49,8 @@ mod tests {
     }
 
     #[test]
-    fn pods_are_joined_if_nobody_looks_and_nobody_wants_otherwise() {
-        let present = || NetworkPolicies::Present("NetworkPolicy.networking.k8s.io".into());
-        for (spec, network_policies, joined) in [
-            ("", NetworkPolicies::Absent, true),
-            ("sameNode: Join", NetworkPolicies::Absent, true),
-            ("sameNode: Join", present(), false),
-            ("", NetworkPolicies::default(), false),
-            ("sameNode: Tunnel", NetworkPolicies::Absent, false),
-        ] {
-            let snapshot = Snapshot { objects: Arc::new(objects(spec)), network_policies, ..Snapshot::default() };
-            assert_eq!(can_join(&snapshot), joined, "{spec} {}", snapshot.network_policies);
-        }
-    }
-
-    #[test]
     fn a_longer_life_than_the_operators_is_told_of() {
-        for (lifetime, is_told) in [(599_u32 + 1, false), (86_400, false), (86_401, true)] {
+        for (lifetime, is_told) in [(600, false), (86_400, false), (86_401, true)] {
             let note =
                 note(&objects(&format!("certificates: {{lifetimeSeconds: {lifetime}}}")), Duration::from_secs(86_400));
             assert_eq!(

@@ -12,15 +12,8 @@ use underpass_runtime::{
     limits, metrics, telemetry,
 };
 
-/// What a command line that cannot be used ends with, as all of the mesh's programs and those of Kubernetes do.
-const USAGE: i32 = 2;
-
 fn main() -> anyhow::Result<()> {
-    let config = Config::try_parse().unwrap_or_else(|error| {
-        // Nobody is left to tell if this cannot be printed.
-        let _printed = error.print();
-        std::process::exit(if error.use_stderr() { USAGE } else { 0 })
-    });
+    let config = Config::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     let outcome = runtime.block_on(run(config));
     telemetry::flush();

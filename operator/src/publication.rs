@@ -22,7 +22,7 @@ use underpass_runtime::{
 use crate::{
     census::Census,
     cluster::status::Told,
-    intent,
+    intent, join,
     pushes::Push,
     source::{Reporting, Telling},
     translate::{Changes, Note, TranslateOptions, Translator},
@@ -65,7 +65,7 @@ impl Publication {
             tell_lost(&snapshot, &self.readiness, &mut lost);
             // A mesh without any pod because they are not listed yet must not be told to anyone.
             if first.is_none() || snapshot.unlisted().next().is_none() {
-                let changes = translator.update(&snapshot.objects, &reports, intent::can_join(&snapshot));
+                let changes = translator.update(&snapshot.objects, &reports, join::can_join(&snapshot));
                 tell(&changes.notes);
                 count_mesh(&translator);
                 let version = self.publish(&changes, first.is_some());

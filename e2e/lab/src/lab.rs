@@ -232,12 +232,7 @@ impl Lab {
         lock.lock().context("taking the lock of names")?;
         let (services, pods) = (self.manifests.all("Service")?, self.manifests.all("Pod")?);
         let mut namespaces = vec![None];
-        namespaces.extend(
-            self.manifests
-                .all("Namespace")?
-                .iter()
-                .filter_map(|object| Some(Some(object.pointer("/metadata/name")?.as_str()?.to_owned()))),
-        );
+        namespaces.extend(self.namespaces()?.into_iter().map(Some));
         for namespace in &namespaces {
             let namespace = namespace.as_deref();
             write_changed(&self.paths.hosts(namespace), &services::hosts(namespace, &services, &pods))?;

@@ -46,17 +46,18 @@ pub struct Interest {
     pub labels: String,
 }
 
-/// One for each kind.
-struct Feeds(Vec<Feed>);
-
-/// Who looks for NetworkPolicies.
-struct Guards(Client);
+/// Who follows the server.
+struct Feeds {
+    /// One for each kind.
+    of_kinds: Vec<Feed>,
+    /// Asks for NetworkPolicies, if anybody does.
+    network_policies: Option<Client>,
+}
 
 /// Keeps a snapshot up to date; see [`watch`].
 #[derive(Debug)]
 pub struct ClusterTask {
     feeds: Feeds,
-    guards: Option<Guards>,
     table: Table,
     publish: watch::Sender<Snapshot>,
 }
@@ -92,27 +93,29 @@ impl Interest {
 #[must_use]
 pub fn watch(client: &Client, interests: Vec<Interest>) -> (watch::Receiver<Snapshot>, ClusterTask) {
     let table = Table::new(interests.iter().map(|interest| interest.kind));
-    let feeds = interests.into_iter().map(|interest| Feed::new(client.clone(), interest)).collect();
+    let of_kinds = interests.into_iter().map(|interest| Feed::new(client.clone(), interest)).collect();
+    let feeds = Feeds { of_kinds, network_policies: None };
     let (publish, receiver) = watch::channel(table.snapshot().clone());
-    (receiver, ClusterTask { feeds: Feeds(feeds), guards: None, table, publish })
+    (receiver, ClusterTask { feeds, table, publish })
 }
 
 impl ClusterTask {
     /// Looks for NetworkPolicies too ([`Snapshot::network_policies`]), of whoever's kind.
     #[must_use]
-    pub fn with_network_policies(self, client: &Client) -> Self {
-        Self { guards: Some(Guards(client.clone())), ..self }
+    pub fn with_network_policies(mut self, client: &Client) -> Self {
+        self.feeds.network_policies = Some(client.clone());
+        self
     }
 
     /// Runs until asked to stop.
     pub async fn run(self, shutdown: Shutdown) {
-        let Self { feeds: Feeds(feeds), guards, mut table, publish } = self;
+        let Self { feeds: Feeds { of_kinds, network_policies }, mut table, publish } = self;
         let (send, mut updates) = mpsc::channel(BACKLOG);
-        if let Some(Guards(client)) = guards {
+        if let Some(client) = network_policies {
             let following = guards::follow(client, send.clone());
             tasks::spawn("network policies", until(shutdown.clone(), async { drop(following.await) }));
         }
-        for feed in feeds {
+        for feed in of_kinds {
             tasks::spawn(feed.kind().as_str(), until(shutdown.clone(), feed.run(send.clone())));
         }
         drop(send);
@@ -137,13 +140,7 @@ impl ClusterTask {
 
 impl fmt::Debug for Feeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(Feed::kind)).finish()
-    }
-}
-
-impl fmt::Debug for Guards {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("NetworkPolicies")
+        f.debug_list().entries(self.of_kinds.iter().map(Feed::kind)).finish()
     }
 }
 

@@ -53,7 +53,7 @@ pub enum SameNode {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Certificates {
     /// How long one lives, in seconds; it is renewed at half. Not longer than the operator's --certificate-ttl.
-    #[schemars(range(min = 600, max = 3_200_000_000_u32))]
+    #[schemars(range(min = LEAST_LIFETIME, max = 3_200_000_000_u32))]
     pub lifetime_seconds: u32,
 }
 

@@ -40,13 +40,13 @@ const PORT_TRIES: usize = 8;
 
 /// Connects from inside a pod's namespace.
 pub(crate) async fn connect(netns: BorrowedFd<'_>, to: SocketAddr, source: SourceAddress) -> io::Result<TcpStream> {
-    let address = match source {
-        SourceAddress::Client(address) | SourceAddress::Own(address) if address != to.ip() => address,
+    let (address, tries) = match source {
+        SourceAddress::Client(address) if address != to.ip() => (address, PORT_TRIES),
+        SourceAddress::Own(address) if address != to.ip() => (address, 0),
         SourceAddress::Any | SourceAddress::Client(_) | SourceAddress::Own(_) => {
             return connect_from(netns, to, None).await;
         }
     };
-    let tries = if matches!(source, SourceAddress::Client(_)) { PORT_TRIES } else { 0 };
     for _ in 0..tries {
         let from = SocketAddr::new(address, fastrand::u16(CLIENT_PORTS));
         match connect_from(netns, to, Some(from)).await {

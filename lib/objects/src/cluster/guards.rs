@@ -24,7 +24,6 @@ const KINDS: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_millis(500);
 /// A look that takes longer has failed.
 const LOOK: Duration = Duration::from_secs(60);
-const ONE: u32 = 1;
 
 /// One kind without objects, as of a revision.
 struct Empty(ApiResource, String);
@@ -36,8 +35,7 @@ pub(super) async fn follow(client: Client, updates: Updates) -> Result<(), Unhea
         let looked = time::timeout(LOOK, look(&client)).await;
         let looked = looked.unwrap_or_else(|_elapsed| Err(KindError::Unreachable("no answer in time".into())));
         let (found, empty) = match looked {
-            Ok(Look::Present(kind)) => (NetworkPolicies::Present(kind), vec![]),
-            Ok(Look::Absent(empty)) => (NetworkPolicies::Absent, empty),
+            Ok(found) => found,
             // As with all objects, what was known last stays while nobody answers.
             Err(error @ KindError::Unreachable(_)) if told != NetworkPolicies::default() => {
                 tracing::debug!(%error, "NetworkPolicies cannot be looked for; what was known last stays");
@@ -55,23 +53,21 @@ pub(super) async fn follow(client: Client, updates: Updates) -> Result<(), Unhea
     }
 }
 
-/// What a look found.
-enum Look {
-    Present(String),
-    Absent(Vec<Empty>),
-}
-
-async fn look(client: &Client) -> Result<Look, KindError> {
+/// Whether there are any; if there are none, the kinds to watch.
+async fn look(client: &Client) -> Result<(NetworkPolicies, Vec<Empty>), KindError> {
     let groups = client.list_api_groups_aggregated().await.map_err(|error| explain(&error))?;
     let mut empty = Vec::new();
     for resource in network_policies(&groups.items).map_err(KindError::Refused)? {
         let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-        let one = ListParams { limit: Some(ONE), ..ListParams::default() };
+        let one = ListParams { limit: Some(1), ..ListParams::default() };
         match api.list_metadata(&one).await {
             Ok(list) if list.items.is_empty() => {
                 empty.push(Empty(resource, list.metadata.resource_version.unwrap_or_default()));
             }
-            Ok(_some) => return Ok(Look::Present(format!("{}.{}", resource.kind, resource.group))),
+            Ok(_some) => {
+                let kind = format!("{}.{}", resource.kind, resource.group);
+                return Ok((NetworkPolicies::Present(kind), Vec::new()));
+            }
             Err(error) => match explain(&error) {
                 // Gone with its definition since.
                 KindError::Unknown => {}
@@ -79,7 +75,7 @@ async fn look(client: &Client) -> Result<Look, KindError> {
             },
         }
     }
-    Ok(Look::Absent(empty))
+    Ok((NetworkPolicies::Absent, empty))
 }
 
 /// Completes when there may be an object of one of these; never if there are no kinds.
