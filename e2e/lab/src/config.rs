@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::place::check_label;
@@ -59,12 +59,22 @@ impl Options {
     pub fn node_names(&self) -> Vec<String> {
         (b'a'..=b'z').take(usize::from(self.nodes)).map(|letter| format!("node-{}", char::from(letter))).collect()
     }
+
+    /// Refuses what is no node's name.
+    ///
+    /// # Errors
+    /// With the names there are.
+    pub fn check_node(&self, node: &str) -> Result<()> {
+        let known = self.node_names();
+        ensure!(known.iter().any(|name| name == node), "there is no node {node}: choose of {}", known.join(", "));
+        Ok(())
+    }
 }
 
 /// Refuses names that would be ambiguous as a prefix of network namespaces.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let short = name.len() <= 20 && !name.contains('-') && check_label(name, false).is_ok();
-    anyhow::ensure!(short, "{name:?} cannot name a lab: use 1 to 20 lower-case letters and digits");
+    ensure!(short, "{name:?} cannot name a lab: use 1 to 20 lower-case letters and digits");
     Ok(())
 }
 
@@ -99,5 +109,13 @@ mod tests {
             assert!(Options::new(bad).is_err(), "{bad:?}");
         }
         assert_eq!(Options::new("lab").unwrap().node_names(), ["node-a", "node-b"]);
+    }
+
+    #[test]
+    fn who_names_no_node_is_told_which_there_are() {
+        let options = Options::new("lab").unwrap();
+        assert!(options.check_node("node-b").is_ok());
+        let told = options.check_node("node-z").unwrap_err().to_string();
+        assert_eq!(told, "there is no node node-z: choose of node-a, node-b");
     }
 }

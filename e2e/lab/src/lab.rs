@@ -66,7 +66,7 @@ impl Lab {
         Ok(lab)
     }
 
-    fn with(options: Options, paths: Paths) -> Self {
+    pub(crate) fn with(options: Options, paths: Paths) -> Self {
         let manifests = Manifests::new(paths.objects(), paths.staging(), paths.manifest_lock());
         Self { options, paths, manifests }
     }
@@ -220,7 +220,7 @@ impl Lab {
     /// # Errors
     /// If it cannot be removed.
     pub fn delete(&self, name: &ObjectName) -> Result<()> {
-        ensure!(name.kind != "Pod", "a pod is more than its manifest: use pod_delete");
+        ensure!(name.kind != "Pod", "a pod is more than its manifest: use `pod delete`");
         ensure!(self.manifests.find(name)?.is_some(), "there is no {} {} in this lab", name.kind, name.name);
         self.manifests.remove(name)?;
         self.refresh_names()

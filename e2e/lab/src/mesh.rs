@@ -188,10 +188,7 @@ impl Lab {
                 std::os::unix::net::UnixStream::connect(&socket).context("connecting to the plugin's socket")?;
                 Ok(())
             }
-            Program::NodeProxy(node) => {
-                let address = SocketAddr::new(self.proxy_pod(node)?.v4()?, READY_PORT);
-                http::get(&self.paths().namespace(&Place::node(node)), address, "/healthz/ready").map(drop)
-            }
+            Program::NodeProxy(node) => self.is_proxy_ready(&self.proxy_pod(node)?),
             Program::Operator => {
                 fs::metadata(self.paths().operator_root()).context("looking for the operator's root certificate")?;
                 let address = SocketAddr::new(CONTROL.v4().parse::<IpAddr>()?, OPERATOR_PORT);
@@ -201,6 +198,19 @@ impl Lab {
                 })
             }
         }
+    }
+
+    /// Whether the node proxy in a pod says that it serves.
+    pub(crate) fn is_proxy_ready(&self, pod: &Pod) -> Result<()> {
+        let address = SocketAddr::new(pod.v4()?, READY_PORT);
+        http::get(&self.paths().namespace(&Place::node(&pod.node)), address, "/healthz/ready").map(drop)
+    }
+
+    /// The nodes whose agent was started and has ended: nothing there follows what is written.
+    #[must_use]
+    pub fn nodes_without_agent(&self) -> Vec<String> {
+        let has_ended = |node: &String| self.program(&Program::agent(node)).is_ok_and(|agent| !agent.is_alive());
+        self.options().node_names().into_iter().filter(has_ended).collect()
     }
 
     /// The file in which a node's proxy keeps its copy of the mesh.
@@ -222,6 +232,7 @@ impl Lab {
     /// # Errors
     /// If it does not answer.
     pub fn metrics(&self, node: &str) -> Result<String> {
+        self.options().check_node(node)?;
         let address = SocketAddr::new(self.proxy_pod(node)?.v4()?, METRICS_PORT);
         http::get(&self.paths().namespace(&Place::node(node)), address, "/metrics")
     }

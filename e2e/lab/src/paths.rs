@@ -29,6 +29,12 @@ impl Paths {
         Self { name: name.to_owned(), root: Path::new(ROOT).join(name) }
     }
 
+    /// As if all labs were in this directory.
+    #[cfg(test)]
+    pub(crate) fn below(directory: &Path, name: &str) -> Self {
+        Self { name: name.to_owned(), root: directory.join(name) }
+    }
+
     /// The lab's own directory.
     #[must_use]
     pub fn root(&self) -> &Path {

@@ -173,8 +173,8 @@ impl Lab {
     /// If the CNI chain refuses, with what the plugin said; then nothing of the pod stays.
     pub fn pod_add(&self, spec: &PodSpec) -> Result<Pod> {
         let name = spec.name.clone().checked()?;
-        ensure!(self.options().node_names().contains(&spec.node), "there is no node {:?} in this lab", spec.node);
-        ensure!(self.manifests().find(&object_name(&name))?.is_none(), "pod {name} exists already");
+        self.options().check_node(&spec.node)?;
+        ensure!(!self.has_pod(&name)?, "pod {name} exists already");
         self.need(&ObjectName::new("Namespace", None, &name.namespace))?;
         self.need(&ObjectName::new("ServiceAccount", Some(&name.namespace), &spec.service_account))?;
         self.manifests().write(&object_name(&name), spec.manifest())?;
@@ -316,6 +316,10 @@ impl Lab {
     pub fn pod(&self, name: &PodName) -> Result<Pod> {
         let object = self.manifests().get(&object_name(&name.clone().checked()?))?;
         Pod::of(&object).with_context(|| format!("the manifest of pod {name} lacks a field"))
+    }
+
+    pub(crate) fn has_pod(&self, name: &PodName) -> Result<bool> {
+        Ok(self.manifests().find(&object_name(name))?.is_some())
     }
 
     /// All pods, those of the mesh itself included.
