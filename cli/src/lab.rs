@@ -3,22 +3,20 @@
 use std::{
     fs,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use underpass_lab::{Lab, ObjectName, Options, Place, PodName, PodSpec, parse_change, until};
-use underpass_model::{
-    label::{check_annotation_key, check_label_key, check_label_value},
-    names::{ENROLLED, MESH_LABEL, NOT_ENROLLED},
-};
-use underpass_objects::{Kind, Object, guarded::is_network_policy};
+use underpass_lab::{Lab, ObjectName, Options, Place, Pod, PodName, PodSpec, until};
+use underpass_objects::{Kind, guarded::is_network_policy};
 
-use crate::screen::{Progress, say};
+use self::checks::{change_of_annotation, change_of_label, kinds};
+use crate::screen::{Progress, caution, say};
 
+mod checks;
 mod demo;
 mod sample;
 mod status;
@@ -198,7 +196,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let lab = || Lab::attach(&meant(name)?);
     match arguments.verb {
         Verb::Up(options) => up(name.unwrap_or(DEFAULT), &options)?,
-        Verb::Status { output } => status::show(&lab()?, output)?,
+        Verb::Status { output } => {
+            // It asks the proxies, each where it runs.
+            need_root()?;
+            status::show(&lab()?, output)?;
+        }
         Verb::Exec(exec) => return run_in(&lab()?, &exec),
         Verb::Label { kind, object, labels } => label(&lab()?, kind, &object, &labels)?,
         Verb::Annotate { pod, annotations } => annotate(&lab()?, &pod, &annotations)?,
@@ -248,6 +250,7 @@ fn run_in(lab: &Lab, exec: &Exec) -> Result<ExitCode> {
     need_root()?;
     let argv: Vec<&str> = exec.command.iter().map(String::as_str).collect();
     let place = place(lab, &exec.place)?;
+    check_program(&exec.command)?;
     if let Some(name) = &exec.background {
         let process = lab.spawn(place, name, &argv)?;
         // A program that is not there, or does not like its arguments, says so at once.
@@ -263,6 +266,13 @@ fn run_in(lab: &Lab, exec: &Exec) -> Result<ExitCode> {
     // In this process's place, so that signals, the terminal and the exit code are the program's own.
     let error = lab.exec(place, &argv).exec();
     bail!("running {:?}: {error}", exec.command)
+}
+
+fn check_program(command: &[String]) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
+    command.first().map_or(Ok(()), |program| checks::check_program(program, &directories, Path::is_file))
 }
 
 fn place(lab: &Lab, text: &str) -> Result<Place> {
@@ -293,28 +303,20 @@ fn label(lab: &Lab, kind: Labelled, object: &str, labels: &[String]) -> Result<(
         }
     }
     say(&format!("{object} labelled"));
-    Ok(())
-}
-
-/// A label's key, and its value unless it shall go. Whatever stands already may be removed.
-fn change_of_label(text: &str) -> Result<(String, Option<String>)> {
-    let (key, value) = parse_change(text)?;
-    if let Some(value) = &value {
-        check_label_key(&key)?;
-        check_label_value(&key, value)?;
-        if key == MESH_LABEL && value != ENROLLED && value != NOT_ENROLLED {
-            bail!("{MESH_LABEL} is {ENROLLED} or {NOT_ENROLLED}: with another value nobody would be enrolled");
+    match kind {
+        Labelled::Namespace => warn_of_ended_agents(lab, |pod| pod.name.namespace == object),
+        Labelled::Pod => {
+            let name = lab.find_pod(object)?;
+            warn_of_ended_agents(lab, |pod| pod.name == name)
         }
     }
-    Ok((key, value))
 }
 
-fn change_of_annotation(text: &str) -> Result<(String, Option<String>)> {
-    let (key, value) = parse_change(text)?;
-    if value.is_some() {
-        check_annotation_key(&key)?;
-    }
-    Ok((key, value))
+/// The objects are written either way: whoever looks at these pods should know that nobody else does.
+fn warn_of_ended_agents(lab: &Lab, changed: impl Fn(&Pod) -> bool) -> Result<()> {
+    let nodes: Vec<String> = lab.pods()?.into_iter().filter(changed).map(|pod| pod.node).collect();
+    checks::unheard(&nodes, &lab.nodes_without_agent()).iter().for_each(|line| caution(line));
+    Ok(())
 }
 
 fn annotate(lab: &Lab, pod: &str, annotations: &[String]) -> Result<()> {
@@ -324,7 +326,7 @@ fn annotate(lab: &Lab, pod: &str, annotations: &[String]) -> Result<()> {
         lab.annotate_pod(&pod, &key, value.as_deref())?;
     }
     say(&format!("{pod} annotated"));
-    Ok(())
+    warn_of_ended_agents(lab, |changed| changed.name == pod)
 }
 
 fn delete(lab: &Lab, kind: &str, object: &str) -> Result<()> {
@@ -339,7 +341,8 @@ fn delete(lab: &Lab, kind: &str, object: &str) -> Result<()> {
     let has_namespace = found.is_none_or(Kind::is_namespaced);
     ensure!(
         has_namespace == namespace.is_some(),
-        "the name of a {kind} is {}",
+        "the name of {} {kind} is {}",
+        checks::article(kind),
         if has_namespace { "NAMESPACE/NAME" } else { "NAME" }
     );
     lab.delete(&ObjectName::new(kind, namespace, name))?;
@@ -353,46 +356,10 @@ fn apply(lab: &Lab, file: &PathBuf) -> Result<()> {
     } else {
         fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?
     };
-    check(lab, &text)?;
+    checks::check_manifests(lab, &text)?;
     for object in lab.apply(&text)? {
         let namespace = object.namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
         say(&format!("{} {namespace}{} written", object.kind, object.name));
-    }
-    Ok(())
-}
-
-/// Refuses what the operator would refuse or ignore, while the user still looks; and pods, which are more than a manifest.
-fn check(lab: &Lab, text: &str) -> Result<()> {
-    let manifest = underpass_objects::manifest::read(text.as_bytes())?;
-    if let Some(kind) = manifest.ignored.keys().find(|kind| !is_network_policy(kind)) {
-        let known = kinds();
-        bail!("the lab runs nothing of the kind {kind}: it has {known}; pods are made with `underpass lab pod add`");
-    }
-    for located in manifest.objects.values() {
-        check_metadata(&located.object).with_context(|| format!("line {}", located.line))?;
-    }
-    for key in manifest.objects.keys().filter(|key| key.kind == Kind::Pod) {
-        let pod = PodName::new(&key.name.namespace, &key.name.name);
-        ensure!(lab.pod(&pod).is_ok(), "there is no pod {pod}: make it with `underpass lab pod add NODE {pod}`");
-    }
-    Ok(())
-}
-
-/// The kinds that mean something in a lab.
-fn kinds() -> String {
-    Kind::ALL.map(Kind::as_str).join(", ")
-}
-
-/// Labels and annotations that Kubernetes would refuse, or that are the mesh's own and mean nothing.
-fn check_metadata(object: &Object) -> Result<()> {
-    let metadata = object.metadata();
-    let of =
-        |kind: &str, key: &str| format!("{} {}: {kind} {key}", object.kind(), metadata.name.as_deref().unwrap_or(""));
-    for (key, value) in metadata.labels.iter().flatten() {
-        check_label_key(key).and_then(|()| check_label_value(key, value)).with_context(|| of("label", key))?;
-    }
-    for key in metadata.annotations.iter().flatten().map(|(key, _)| key) {
-        check_annotation_key(key).with_context(|| of("annotation", key))?;
     }
     Ok(())
 }
@@ -402,6 +369,7 @@ fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
     match verb {
         PodVerb::Add { node, pod, service_account, label, annotation } => {
             let (namespace, name) = pod.split_once('/').context("a new pod's name is NAMESPACE/NAME")?;
+            checks::refuse_own_pod(&PodName::new(namespace, name))?;
             let mut spec = PodSpec::new(&node, namespace, name);
             if let Some(account) = service_account {
                 spec = spec.service_account(&account);
@@ -420,6 +388,7 @@ fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
         }
         PodVerb::Delete { pod } => {
             let name = lab.find_pod(&pod)?;
+            checks::refuse_own_pod(&name)?;
             lab.pod_delete(&name)?;
             say(&format!("{name} deleted"));
         }
@@ -429,9 +398,9 @@ fn pod(lab: &Lab, verb: PodVerb) -> Result<()> {
 
 fn upgrade(lab: &Lab, nodes: &[String]) -> Result<()> {
     need_root()?;
+    // All or none.
+    nodes.iter().try_for_each(|node| lab.can_upgrade(node))?;
     for node in nodes {
-        let names = lab.options().node_names();
-        ensure!(names.contains(node), "there is no node {node}: choose of {}", names.join(", "));
         let former = lab.upgrade(node)?;
         let (name, pid) = (&former.process.name, former.process.pid);
         // It may have ended already.
@@ -451,12 +420,17 @@ fn logs(lab: &Lab, program: Option<&str>, follow: bool) -> Result<()> {
         lab.processes().iter().for_each(|process| say(&process.name));
         return Ok(());
     };
-    let log = lab.process(program)?.log;
+    let known = lab.processes();
+    let found = known.iter().find(|process| process.name == program).with_context(|| {
+        let names: Vec<&str> = known.iter().map(|process| process.name.as_str()).collect();
+        format!("no program {program} was started in this lab: there are {}", names.join(", "))
+    })?;
+    let log = &found.log;
     if follow {
-        let error = Command::new("tail").args(["-n", "+1", "-f"]).arg(&log).exec();
+        let error = Command::new("tail").args(["-n", "+1", "-f"]).arg(log).exec();
         bail!("running tail: {error}");
     }
-    say(fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?.trim_end());
+    say(fs::read_to_string(log).with_context(|| format!("reading {}", log.display()))?.trim_end());
     Ok(())
 }
 
@@ -481,45 +455,4 @@ fn need_root() -> Result<()> {
         "this needs root, as network namespaces do: run the same command with sudo"
     );
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_would_mean_nothing_is_refused_and_whatever_stands_may_go() {
-        for (text, wrong) in [
-            ("underpass.dev/mesh=enabled", None),
-            ("underpass.dev/mesh=yes", Some("enabled or disabled")),
-            ("underpass.dev/mehs=enabled", Some("the mesh knows no")),
-            ("underpass.dev/mehs-", None),
-            ("app=web", None),
-            ("app=a b", Some("no value of app")),
-            ("an app=web", Some("no key")),
-            ("app", Some("neither KEY=VALUE nor KEY-")),
-        ] {
-            let told = change_of_label(text).err().map(|error| error.to_string());
-            match wrong {
-                None => assert_eq!(told, None, "{text}"),
-                Some(part) => assert!(told.as_ref().is_some_and(|told| told.contains(part)), "{text}: {told:?}"),
-            }
-        }
-        assert!(change_of_annotation("underpass.dev/limit-connections=100").is_ok());
-        assert!(change_of_annotation("underpass.dev/limit-connection=100").is_err());
-        assert!(change_of_annotation("note=anything, in words").is_ok());
-    }
-
-    #[test]
-    fn metadata_of_applied_objects_is_checked_as_well() {
-        let object = |metadata: &str| {
-            let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, {metadata}}}\n");
-            let read = underpass_objects::manifest::read(text.as_bytes()).unwrap();
-            read.objects.into_values().next().unwrap().object
-        };
-        assert!(check_metadata(&object("labels: {underpass.dev/mesh: enabled}")).is_ok());
-        let told = check_metadata(&object("labels: {underpass.dev/mash: enabled}")).unwrap_err();
-        assert!(told.to_string().contains("Namespace shop: label underpass.dev/mash"), "{told:#}");
-        assert!(check_metadata(&object("annotations: {underpass.dev/mesh: enabled}")).is_err());
-    }
 }

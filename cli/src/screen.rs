@@ -15,6 +15,11 @@ pub(crate) fn complain(line: &str) {
     writeln!(std::io::stderr(), "{} {line}", paint("31", "error:", std::io::stderr().is_terminal())).ok();
 }
 
+/// Prints what is no error and yet not what was wanted, beside what was asked for.
+pub(crate) fn caution(line: &str) {
+    writeln!(std::io::stderr(), "{} {line}", paint("33", "warning:", std::io::stderr().is_terminal())).ok();
+}
+
 /// A heading.
 pub(crate) fn heading(text: &str) {
     say(&format!("\n{}", paint("1", text, stdout().is_terminal())));

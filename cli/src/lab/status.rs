@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use underpass_lab::{Lab, Pod};
 
-use super::OutputFormat;
+use super::{OutputFormat, warn_of_ended_agents};
 use crate::screen::{heading, say, table};
 
 pub(crate) fn show(lab: &Lab, output: OutputFormat) -> Result<()> {
@@ -22,7 +22,7 @@ pub(crate) fn show(lab: &Lab, output: OutputFormat) -> Result<()> {
                 .map(|pod| {
                     json!({
                         "namespace": pod.name.namespace, "name": pod.name.name, "uid": pod.uid, "node": pod.node,
-                        "serviceAccount": pod.service_account, "addresses": pod.addresses, "ready": pod.ready,
+                        "serviceAccount": pod.service_account, "addresses": pod.addresses, "ready": lab.is_serving(pod),
                         "captured": lab.capture_state(pod),
                     })
                 })
@@ -49,7 +49,7 @@ pub(crate) fn show(lab: &Lab, output: OutputFormat) -> Result<()> {
                 .iter()
                 .map(|pod| {
                     let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
-                    let ready = if pod.ready { "yes" } else { "no" };
+                    let ready = if lab.is_serving(pod) { "yes" } else { "no" };
                     vec![
                         pod.name.to_string(),
                         pod.node.clone(),
@@ -63,5 +63,5 @@ pub(crate) fn show(lab: &Lab, output: OutputFormat) -> Result<()> {
             table(&["POD", "NODE", "ADDRESSES", "SERVICE ACCOUNT", "READY", "CAPTURED"], &rows);
         }
     }
-    Ok(())
+    warn_of_ended_agents(lab, |_| true)
 }
