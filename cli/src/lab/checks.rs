@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use underpass_lab::{Lab, PodName, parse_change};
 use underpass_model::{
-    label::{check_annotation_key, check_label_key, check_label_value},
+    label::{check_annotation_key, check_annotation_value, check_label_key, check_label_value},
     names::{ENROLLED, MESH_LABEL, NOT_ENROLLED, SYSTEM_NAMESPACE},
 };
 use underpass_objects::{Kind, Object, guarded::is_network_policy};
@@ -25,8 +25,9 @@ pub(super) fn change_of_label(text: &str) -> Result<(String, Option<String>)> {
 
 pub(super) fn change_of_annotation(text: &str) -> Result<(String, Option<String>)> {
     let (key, value) = parse_change(text)?;
-    if value.is_some() {
+    if let Some(value) = &value {
         check_annotation_key(&key)?;
+        check_annotation_value(&key, value)?;
     }
     Ok((key, value))
 }
@@ -61,8 +62,10 @@ fn check_metadata(object: &Object) -> Result<()> {
     for (key, value) in metadata.labels.iter().flatten() {
         check_label_key(key).and_then(|()| check_label_value(key, value)).with_context(|| of("label", key))?;
     }
-    for key in metadata.annotations.iter().flatten().map(|(key, _)| key) {
-        check_annotation_key(key).with_context(|| of("annotation", key))?;
+    for (key, value) in metadata.annotations.iter().flatten() {
+        check_annotation_key(key)
+            .and_then(|()| check_annotation_value(key, value))
+            .with_context(|| of("annotation", key))?;
     }
     Ok(())
 }
@@ -126,6 +129,8 @@ mod tests {
         }
         assert!(change_of_annotation("underpass.dev/limit-connections=100").is_ok());
         assert!(change_of_annotation("underpass.dev/limit-connection=100").is_err());
+        assert!(change_of_annotation("underpass.dev/limit-connections=lots").is_err());
+        assert!(change_of_annotation("underpass.dev/limit-connections-").is_ok());
         assert!(change_of_annotation("note=anything, in words").is_ok());
     }
 
@@ -140,6 +145,7 @@ mod tests {
         let told = check_metadata(&object("labels: {underpass.dev/mash: enabled}")).unwrap_err();
         assert!(told.to_string().contains("Namespace shop: label underpass.dev/mash"), "{told:#}");
         assert!(check_metadata(&object("annotations: {underpass.dev/mesh: enabled}")).is_err());
+        assert!(check_metadata(&object("annotations: {underpass.dev/exclude-inbound-ports: abc}")).is_err());
     }
 
     #[test]

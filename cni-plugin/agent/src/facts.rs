@@ -3,17 +3,16 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::Pod;
-use underpass_enrolment::{node::PodLimits, plugin::EnrolledNamespaces, zds::WorkloadInfo};
-use underpass_model::PodUid;
+use underpass_enrolment::{plugin::EnrolledNamespaces, zds::WorkloadInfo};
+use underpass_model::{
+    PodUid,
+    exclusions::{ExclusionError, Exclusions},
+    limits::{self, LimitError, PodLimits},
+};
 use underpass_objects::{
     Enrolment, Objects,
     enrolment::{self, NotEnrolled},
     pod,
-};
-
-use crate::{
-    exclusions::{ExclusionError, Exclusions},
-    limits::{self, LimitError},
 };
 
 /// One pod of this node, as its object says.

@@ -13,11 +13,9 @@ use std::{
 };
 
 use underpass_enrolment::netns;
+use underpass_model::exclusions::Exclusions;
 
-use crate::{
-    exclusions::Exclusions,
-    redirect::{Phase, Redirect, Ruleset, TABLE, Verified},
-};
+use crate::redirect::{Phase, Redirect, Ruleset, TABLE, Verified};
 pub use nft::NftError;
 pub use route::RouteError;
 

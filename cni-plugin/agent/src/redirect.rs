@@ -10,9 +10,11 @@ mod verify;
 
 use std::fmt;
 
-use underpass_model::names::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PROXY_MARK, REPLY_MARK};
+use underpass_model::{
+    exclusions::{Excluded, Exclusions},
+    names::{HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PROXY_MARK, REPLY_MARK},
+};
 
-use crate::exclusions::{Excluded, Exclusions};
 use rule::{Action, Condition as If, Kind, Rule, Side};
 pub use rule::{Chain, Hook};
 pub use verify::Verified;

@@ -20,12 +20,14 @@ use std::{
 };
 
 use underpass_agent::{
-    exclusions::Exclusions,
     older,
     program::{Mended, Programmer},
     redirect::{Phase, Verified},
 };
-use underpass_model::names::{self, HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PROXY_MARK};
+use underpass_model::{
+    exclusions::Exclusions,
+    names::{self, HBONE_PORT, INBOUND_PLAINTEXT_PORT, OUTBOUND_PORT, PROXY_MARK},
+};
 use world::{Dial, Place, World};
 
 const APP: u16 = 8080;

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+pub use underpass_model::limits::PodLimits;
 use underpass_model::{AddressPair, PodUid};
 
 use crate::{
@@ -123,19 +124,6 @@ pub enum ToProxy {
         /// To what.
         limits: PodLimits,
     },
-}
-
-/// What a pod asks to be held to; what is absent goes without saying.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PodLimits {
-    /// Connections at once.
-    pub connections: Option<u64>,
-    /// Descriptors of the node proxy.
-    pub descriptors: Option<u64>,
-    /// Handshakes of peers under way.
-    pub handshakes: Option<u64>,
-    /// Bytes under way in the node proxy, above which it reads in small pieces.
-    pub buffered_bytes: Option<u64>,
 }
 
 /// The sockets that take a pod's captured connections.

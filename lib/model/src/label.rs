@@ -1,8 +1,14 @@
 //! Labels and annotations as Kubernetes lets them be written, and which of the mesh's own mean anything.
 
-use crate::names::{
-    EXCLUDE_INBOUND_CIDRS, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, LIMIT_BUFFERED_BYTES,
-    LIMIT_CONNECTIONS, LIMIT_DESCRIPTORS, LIMIT_HANDSHAKES, MESH_LABEL, is_own,
+use std::collections::BTreeMap;
+
+use crate::{
+    exclusions::{ExclusionError, Exclusions},
+    limits::{self, LimitError},
+    names::{
+        EXCLUDE_INBOUND_CIDRS, EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS,
+        LIMIT_BUFFERED_BYTES, LIMIT_CONNECTIONS, LIMIT_DESCRIPTORS, LIMIT_HANDSHAKES, MESH_LABEL, is_own,
+    },
 };
 
 /// The labels of the mesh's own that people write, on namespaces and pods.
@@ -38,6 +44,12 @@ pub enum LabelError {
     /// It begins as the mesh's own do.
     #[error("the mesh knows no {0:?}: it knows {known}", known = .1.join(", "))]
     Unknown(String, &'static [&'static str]),
+    /// An annotation's value by which a pod would leave something out of capture.
+    #[error(transparent)]
+    Exclusion(#[from] ExclusionError),
+    /// An annotation's value by which a pod would be held to something.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// A label's value.
     #[error(
         "{1:?} is no value of {0}: it must be at most 63 letters, digits, '-', '_' or '.', beginning and ending with a letter or digit"
@@ -61,7 +73,18 @@ pub fn check_annotation_key(key: &str) -> Result<(), LabelError> {
     check_key(key, &ANNOTATIONS)
 }
 
-/// Checks a label's value; annotations may say anything.
+/// Checks an annotation's value by those who read it; who is not the mesh's own may say anything.
+///
+/// # Errors
+/// What the reader says of it.
+pub fn check_annotation_value(key: &str, value: &str) -> Result<(), LabelError> {
+    let annotations = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    Exclusions::from_annotations(&annotations)?;
+    let (_, unreadable) = limits::from_annotations(&annotations);
+    unreadable.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Checks a label's value.
 ///
 /// # Errors
 /// [`LabelError::Value`].
@@ -132,6 +155,29 @@ mod tests {
         assert!(check_annotation_key(LIMIT_CONNECTIONS).is_ok());
         let told = check_annotation_key("underpass.dev/limit-conections").unwrap_err().to_string();
         assert!(told.contains("underpass.dev/limit-connections"), "{told}");
+    }
+
+    #[test]
+    fn values_of_annotations_are_what_their_readers_can_read() {
+        for (key, value, told) in [
+            (LIMIT_CONNECTIONS, "100", None),
+            (LIMIT_CONNECTIONS, "lots", Some("\"lots\" is not a number above 0")),
+            (LIMIT_BUFFERED_BYTES, "64Mi", None),
+            (LIMIT_DESCRIPTORS, "0", Some("not a number above 0")),
+            (EXCLUDE_INBOUND_PORTS, "80, 443", None),
+            (EXCLUDE_INBOUND_PORTS, "abc", Some("\"abc\" is not a port")),
+            (EXCLUDE_OUTBOUND_CIDRS, "10.0.0.0/99", Some("neither an address nor a network")),
+            ("note", "anything, in words", None),
+        ] {
+            let error = check_annotation_value(key, value).err().map(|error| error.to_string());
+            match told {
+                None => assert_eq!(error, None, "{key}={value}"),
+                Some(part) => {
+                    let told = error.unwrap_or_default();
+                    assert!(told.contains(part) && told.contains(key), "{key}={value}: {told}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -17,11 +17,14 @@ use tokio::{
     time::{Instant, sleep},
 };
 use underpass_enrolment::{
-    node::PodLimits,
     plugin::{Attachment, Link, PluginFailure},
     zds::WorkloadInfo,
 };
-use underpass_model::PodUid;
+use underpass_model::{
+    PodUid,
+    exclusions::Exclusions,
+    limits::{LimitError, PodLimits},
+};
 use underpass_runtime::{Backoff, Chain};
 
 use super::{
@@ -29,9 +32,7 @@ use super::{
     decide::{Situation, Step},
 };
 use crate::{
-    exclusions::Exclusions,
     find::Netns,
-    limits::LimitError,
     memory::{Remembered, RememberedNetns, Standing},
 };
 

@@ -20,7 +20,6 @@ use tokio::{
 use underpass_agent::{
     app,
     config::Config,
-    exclusions::Exclusions,
     pods::Limits,
     program::Programmer,
     redirect::{Phase, Verified},
@@ -32,7 +31,7 @@ use underpass_enrolment::{
     seqpacket::Connection,
     zds::{Ack, Hello, Request},
 };
-use underpass_model::{PodUid, names::OWN_PORTS};
+use underpass_model::{PodUid, exclusions::Exclusions, names::OWN_PORTS};
 use underpass_objects::{CaptureState, StatusDirectory};
 use underpass_runtime::Shutdown;
 

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use underpass_enrolment::plugin::{Attachment, Link, PluginFailure};
-use underpass_model::PodUid;
+use underpass_model::{PodUid, exclusions::Exclusions};
 use underpass_objects::{
     CaptureReport, CaptureState, Kind, ObjectName,
     cluster::event::{Event, Severity},
@@ -19,7 +19,6 @@ use underpass_runtime::Chain;
 
 use super::{PodTask, Rules, blocking, failure};
 use crate::{
-    exclusions::Exclusions,
     find,
     memory::Standing,
     older,

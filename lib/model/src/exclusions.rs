@@ -6,7 +6,8 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use underpass_model::names;
+
+use crate::names;
 
 /// What one direction leaves alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

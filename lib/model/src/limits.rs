@@ -2,8 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use underpass_enrolment::node::PodLimits;
-use underpass_model::names;
+use crate::names;
+
+/// What a pod asks to be held to; what is absent goes without saying.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodLimits {
+    /// Connections at once.
+    pub connections: Option<u64>,
+    /// Descriptors of the node proxy.
+    pub descriptors: Option<u64>,
+    /// Handshakes of peers under way.
+    pub handshakes: Option<u64>,
+    /// Bytes under way in the node proxy, above which it reads in small pieces.
+    pub buffered_bytes: Option<u64>,
+}
 
 /// An annotation that cannot be read. It counts for nothing: a budget is no reason to keep a pod out.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
