@@ -8,7 +8,11 @@ use underpass_model::{
     label::{check_annotation_key, check_annotation_value, check_label_key, check_label_value},
     names::{ENROLLED, MESH_LABEL, NOT_ENROLLED, SYSTEM_NAMESPACE},
 };
-use underpass_objects::{Kind, Object, guarded::is_network_policy};
+use underpass_objects::{
+    Kind, Object,
+    guarded::is_network_policy,
+    manifest::{self, Located, Manifest},
+};
 
 /// A label's key, and its value unless it shall go. Whatever stands already may be removed.
 pub(super) fn change_of_label(text: &str) -> Result<(String, Option<String>)> {
@@ -34,14 +38,19 @@ pub(super) fn change_of_annotation(text: &str) -> Result<(String, Option<String>
 
 /// Refuses what the operator would refuse or ignore, while the user still looks; and pods, which are more than a manifest.
 pub(super) fn check_manifests(lab: &Lab, text: &str) -> Result<()> {
-    let manifest = underpass_objects::manifest::read(text.as_bytes())?;
+    let manifest = manifest::read(text.as_bytes())?;
+    ensure!(
+        !manifest.objects.is_empty() || !manifest.ignored.is_empty(),
+        "there is nothing to apply: the text has no object"
+    );
     if let Some(kind) = manifest.ignored.keys().find(|kind| !is_network_policy(kind)) {
         let known = kinds();
         bail!("the lab runs nothing of the kind {kind}: it has {known}; pods are made with `underpass lab pod add`");
     }
     for located in manifest.objects.values() {
-        check_metadata(&located.object).with_context(|| format!("line {}", located.line))?;
+        check_metadata(&located.object).with_context(|| in_document(located))?;
     }
+    check_namespaces(&manifest, &lab.namespaces()?)?;
     for key in manifest.objects.keys().filter(|key| key.kind == Kind::Pod) {
         let pod = PodName::new(&key.name.namespace, &key.name.name);
         ensure!(lab.pod(&pod).is_ok(), "there is no pod {pod}: make it with `underpass lab pod add NODE {pod}`");
@@ -54,18 +63,35 @@ pub(super) fn kinds() -> String {
     Kind::ALL.map(Kind::as_str).join(", ")
 }
 
+/// A namespace that is not there is a mistyped one, or one that was forgotten; those of the same text count.
+fn check_namespaces(manifest: &Manifest, known: &[String]) -> Result<()> {
+    let made = |name: &str| manifest.objects.keys().any(|key| key.kind == Kind::Namespace && key.name.name == name);
+    for (key, located) in manifest.objects.iter().filter(|(key, _)| key.kind.is_namespaced()) {
+        let namespace = &key.name.namespace;
+        ensure!(
+            known.contains(namespace) || made(namespace),
+            "{}: {key}: there is no namespace {namespace}: there are {}",
+            in_document(located),
+            known.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// For what is wrong somewhere in an object.
+fn in_document(located: &Located) -> String {
+    format!("in the document that begins on line {}", located.line)
+}
+
 /// Labels and annotations that Kubernetes would refuse, or that are the mesh's own and mean nothing.
 fn check_metadata(object: &Object) -> Result<()> {
     let metadata = object.metadata();
-    let of =
-        |kind: &str, key: &str| format!("{} {}: {kind} {key}", object.kind(), metadata.name.as_deref().unwrap_or(""));
+    let of = || format!("{} {}", object.kind(), metadata.name.as_deref().unwrap_or(""));
     for (key, value) in metadata.labels.iter().flatten() {
-        check_label_key(key).and_then(|()| check_label_value(key, value)).with_context(|| of("label", key))?;
+        check_label_key(key).and_then(|()| check_label_value(key, value)).with_context(of)?;
     }
     for (key, value) in metadata.annotations.iter().flatten() {
-        check_annotation_key(key)
-            .and_then(|()| check_annotation_value(key, value))
-            .with_context(|| of("annotation", key))?;
+        check_annotation_key(key).and_then(|()| check_annotation_value(key, value)).with_context(of)?;
     }
     Ok(())
 }
@@ -138,14 +164,34 @@ mod tests {
     fn metadata_of_applied_objects_is_checked_as_well() {
         let object = |metadata: &str| {
             let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, {metadata}}}\n");
-            let read = underpass_objects::manifest::read(text.as_bytes()).unwrap();
+            let read = manifest::read(text.as_bytes()).unwrap();
             read.objects.into_values().next().unwrap().object
         };
         assert!(check_metadata(&object("labels: {underpass.dev/mesh: enabled}")).is_ok());
         let told = check_metadata(&object("labels: {underpass.dev/mash: enabled}")).unwrap_err();
-        assert!(told.to_string().contains("Namespace shop: label underpass.dev/mash"), "{told:#}");
+        let told = format!("{told:#}");
+        assert!(told.contains("Namespace shop: ") && told.contains("underpass.dev/mash"), "{told}");
         assert!(check_metadata(&object("annotations: {underpass.dev/mesh: enabled}")).is_err());
         assert!(check_metadata(&object("annotations: {underpass.dev/exclude-inbound-ports: abc}")).is_err());
+    }
+
+    #[test]
+    fn objects_belong_into_namespaces_that_are_there_or_come_with_them() {
+        let known = ["demo", "shop"].map(str::to_owned);
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: NS}\n";
+        for (namespace, more, wrong) in [
+            ("demo", "", None),
+            ("dmeo", "", Some("line 1: Service dmeo/web: there is no namespace dmeo: there are demo, shop")),
+            ("new", "", Some("there is no namespace new")),
+            ("new", "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: new}\n", None),
+        ] {
+            let read = manifest::read(format!("{}{more}", service.replace("NS", namespace)).as_bytes()).unwrap();
+            let told = check_namespaces(&read, &known).err().map(|error| error.to_string());
+            match wrong {
+                None => assert_eq!(told, None, "{namespace}"),
+                Some(part) => assert!(told.as_ref().is_some_and(|told| told.contains(part)), "{namespace}: {told:?}"),
+            }
+        }
     }
 
     #[test]

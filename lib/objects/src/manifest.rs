@@ -269,11 +269,7 @@ impl Document<'_> {
                 return Err(self.wrong(prefix, Wrong { field, problem }));
             }
         }
-        object.check().map_err(|Invalid { field, problem }| ManifestError::Field {
-            line: self.first_line(),
-            field: format!("{prefix}{field}"),
-            problem,
-        })?;
+        object.check().map_err(|Invalid { field, problem }| self.field(format!("{prefix}{field}"), problem))?;
         if manifest.objects.contains_key(&key) {
             return Err(ManifestError::Duplicate { line: self.first_line(), key: Box::new(key) });
         }
@@ -282,7 +278,13 @@ impl Document<'_> {
     }
 
     fn wrong(&self, prefix: &str, Wrong { field, problem }: Wrong) -> ManifestError {
-        ManifestError::Field { line: self.first_line(), field: format!("{prefix}{field}"), problem }
+        self.field(format!("{prefix}{field}"), problem)
+    }
+
+    /// What is wrong with a field, and where: on the line of what is nearest to it where it is missing.
+    fn field(&self, field: String, problem: String) -> ManifestError {
+        let line = place::line_of(self.text, &field).map_or_else(|| self.first_line(), |line| line + self.offset);
+        ManifestError::Field { line, field, problem }
     }
 
     fn parse<'de, T: Deserialize<'de>>(&'de self) -> Result<T, ManifestError> {
@@ -403,5 +405,6 @@ impl<'de> Visitor<'de> for Items<'_> {
     }
 }
 
+mod place;
 #[cfg(test)]
 mod tests;
