@@ -22,7 +22,7 @@ use rustls::{ServerConfig, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{Sleep, sleep, sleep_until, timeout},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use underpass_identity::{
@@ -40,6 +40,9 @@ use crate::{
     stream::{StreamError, TunnelStream},
     wire::Wire,
 };
+
+/// How long after GOAWAY streams may come that were under way; several of the longest round trips.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 /// Limits of a server's tunnels.
 #[derive(Debug, Clone)]
@@ -192,8 +195,8 @@ pub struct ServerConnection<IO = TcpStream> {
 
 enum State {
     Open,
-    /// Asked the client to open no more streams.
-    Draining,
+    /// Asked the client to open no more streams, then.
+    Draining(Instant),
     /// Said good-bye; ends when that is written, or at the deadline.
     Closing(Pin<Box<Sleep>>),
     Ended,
@@ -231,11 +234,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             self.shutdown_handle().close();
         }
         self.obey();
-        match self.poll_accept(cx) {
-            Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
-            Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
-            Poll::Ready(None) => return self.end(&"closed"),
-            Poll::Pending => {}
+        loop {
+            match self.poll_accept(cx) {
+                Poll::Ready(Some(Ok(incoming))) if self.is_too_late() => incoming.turn_away(),
+                Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
+                Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
+                Poll::Ready(None) => return self.end(&"closed"),
+                Poll::Pending => break,
+            }
         }
         if let Poll::Ready(Err(error)) = self.cork.poll_release(cx) {
             return self.end(&error);
@@ -262,13 +268,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
         self.http2.poll_accept(cx).map_ok(|(request, respond)| Incoming::new(request, respond, &self.control))
     }
 
+    /// Whether a client that opens a stream had the time to hear that it shall not. HTTP/2 alone enforces this only against
+    /// clients that answer the PING which goes with GOAWAY (RFC 9113, 6.8).
+    fn is_too_late(&self) -> bool {
+        matches!(self.state, State::Draining(since) if since.elapsed() >= DRAIN_GRACE)
+    }
+
     fn obey(&mut self) {
         match (self.control.wish.get(), &self.state) {
             (Wish::Drain, State::Open) => {
                 self.http2.graceful_shutdown();
-                self.state = State::Draining;
+                self.state = State::Draining(Instant::now());
             }
-            (Wish::Close, State::Open | State::Draining) => {
+            (Wish::Close, State::Open | State::Draining(_)) => {
                 self.http2.abrupt_shutdown(Reason::NO_ERROR);
                 self.state = State::Closing(Box::pin(sleep(self.close_deadline)));
             }
@@ -295,7 +307,7 @@ pub struct ShutdownHandle(Rc<Control>);
 
 impl ShutdownHandle {
     /// Lets the client open no more streams (GOAWAY); the tunnel ends with the last one. CONNECTs that were under way
-    /// still come out of [`ServerConnection::next`].
+    /// still come out of [`ServerConnection::next`]; those of a client that has not listened for 5 s are reset.
     pub fn drain(&self) {
         if self.0.wish.get() == Wish::None {
             self.0.ask(Wish::Drain);
@@ -438,6 +450,11 @@ impl Incoming {
         own.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(StreamError::TunnelLost)?;
         Ok(TunnelStream::new(send, self.body, None, self.unanswered.0.fate.clone()))
+    }
+
+    /// Resets it unheard, so that the client may ask another.
+    fn turn_away(mut self) {
+        self.respond.send_reset(Reason::REFUSED_STREAM);
     }
 
     /// Answers with a status that means no.
