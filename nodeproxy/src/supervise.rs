@@ -1,7 +1,7 @@
 //! A tiny parent for the proxy: in a container it is the first process, and starts a crashed proxy again at once, where
 //! the kubelet would make its pods wait longer each time.
 //!
-//! It passes signals on, reaps whatever ends, and ends as the proxy did. A proxy that does not stay is given up, so that
+//! It passes a wish to stop on, reaps whatever ends, and ends as the proxy did. A proxy that does not stay is given up, so that
 //! the kubelet and whoever watches it see it.
 
 use std::{
@@ -39,7 +39,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 const STOPS: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
-const PASSED_ON: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+/// They would end a proxy with all of its connections; here they ask for nothing.
+const MEANINGLESS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// What follows a proxy's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +118,7 @@ impl Signals {
     /// As the kernel says.
     pub(crate) fn receive() -> nix::Result<Self> {
         let mut set = SigSet::empty();
-        for signal in STOPS.into_iter().chain(PASSED_ON).chain([Signal::SIGCHLD]) {
+        for signal in STOPS.into_iter().chain(MEANINGLESS).chain([Signal::SIGCHLD]) {
             set.add(signal);
         }
         set.thread_block()?;
@@ -147,10 +148,14 @@ impl Signals {
             if signal == Signal::SIGCHLD {
                 continue;
             }
-            *stopping |= STOPS.contains(&signal);
-            tracing::info!(%signal, "passed on to the proxy");
-            // It may just have ended; its end is seen next.
-            let _ended = kill(pid, signal);
+            if MEANINGLESS.contains(&signal) {
+                tracing::warn!(%signal, "a signal that means nothing here was ignored");
+                continue;
+            }
+            *stopping = true;
+            tracing::info!(%signal, "the proxy is asked to stop");
+            // Whichever it was, connections are given their time. It may just have ended; its end is seen next.
+            let _ended = kill(pid, Signal::SIGTERM);
         }
     }
 

@@ -113,3 +113,17 @@ fn a_wrong_flag_is_told_once_and_not_tried_again() {
     let output = Command::new(PROXY).args(FLAGS).arg("--workers=none").output().unwrap();
     assert_eq!((output.status.code(), output.status.signal()), (Some(2), None));
 }
+
+#[test]
+fn signals_that_mean_nothing_end_nobody_and_quit_is_a_wish_to_stop() {
+    let (mut outer, parent) = start();
+    let proxy = proxy_of(parent);
+    for meaningless in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        signal(parent, meaningless);
+    }
+    sleep(Duration::from_millis(300));
+    assert_eq!(children(parent), [proxy]);
+    signal(parent, Signal::SIGQUIT);
+    let status = eventually("the end", || outer.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(0), "as the proxy, which stops well");
+}
