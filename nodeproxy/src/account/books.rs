@@ -153,7 +153,10 @@ impl Books {
         let known = self.known.borrow().get(&labels).and_then(Weak::upgrade);
         known.unwrap_or_else(|| {
             let series = self.accounts.ledger.series(direction, labels.clone());
-            self.known.borrow_mut().insert(labels, Arc::downgrade(&series));
+            // Who found no room is not remembered: it would be for ever, and there may be room next time.
+            if !series.is_overflow() {
+                self.known.borrow_mut().insert(labels, Arc::downgrade(&series));
+            }
             series
         })
     }

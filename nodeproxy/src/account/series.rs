@@ -75,6 +75,11 @@ impl Series {
         }
     }
 
+    /// Whether it is that of those who found no room.
+    pub(super) fn is_overflow(&self) -> bool {
+        matches!(self.labels, Labels::Overflow(_))
+    }
+
     /// One connection has ended.
     pub(super) fn close(&self, flag: ResponseFlag) {
         if let Some(closed) = self.closed.get(flag as usize) {

@@ -193,6 +193,16 @@ fn what_finds_no_room_is_counted_together() {
         0,
         "a second page begins where the first ended"
     );
+    let alone = View::of(view().workloads().filter(|one| &*one.namespace == "front").map(|one| (**one).clone()), []);
+    books.flush();
+    assert_eq!(accounts.ledger.review(&alone).len(), 1, "one set of labels goes");
+    begin(&books, &Story::default()).close(Ok(()));
+    let mut page = String::new();
+    Publisher::new(accounts.ledger, Mesh::fixed(view())).write(&mut page);
+    let counted = page.lines().any(|line| {
+        line.starts_with("istio_tcp_connections_opened_total{") && !line.contains("overflow") && line.ends_with("} 1")
+    });
+    assert!(counted, "and who found no room before has some now: {page}");
 }
 
 #[test]
