@@ -97,7 +97,7 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
     let pending = readiness.pending("pods of this node");
     tasks::root("enrolment", enrolment.run(questions, pending, stop.clone()), &stop);
 
-    tasks::spawn("revocation", revoke::run(mesh.clone(), Arc::clone(&pods), stop.clone()));
+    tasks::root("revocation", revoke::run(mesh.clone(), Arc::clone(&pods), stop.clone()), &stop);
     let held = certificates.clone();
     exposition.add(move |page| trust::write_expiries(page, &held.status()));
     collect(&exposition, (&accounts, &pods, &mesh, &generation));

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::timeout;
 use underpass_discovery::{Mesh, View};
-use underpass_model::{Identity, Network, NetworkAddress, WorkloadUid};
+use underpass_model::{Identity, Network, NetworkAddress, Workload, WorkloadUid};
 use underpass_policy::{Denial, Facts, Hop, Objection, Origin, Permit, PolicySet, Source};
 
 use crate::{
@@ -97,33 +97,39 @@ impl Gate<'_> {
             let permit = judged.judge(self.own, &PolicySet::default())?;
             return Ok(arrival.admit(permit, Some(judged))?);
         }
-        let view = self.known(mesh, network, judged.application.ip()).await?;
-        let permit = match self.judge(&view, &judged) {
+        let (view, record) = self.known(mesh, network, judged.application.ip()).await?;
+        let judge = |view: &View| self.judge(view, &record, &judged);
+        let permit = match judge(&view) {
             Err(denial) if is_doubtful(&denial) => {
-                let settled =
-                    mesh.wait_until(|view| !self.judge(view, &judged).is_err_and(|denial| is_doubtful(&denial)));
+                let settled = mesh.wait_until(|view| !judge(view).is_err_and(|denial| is_doubtful(&denial)));
                 let view = timeout(POLICY_DEADLINE, settled).await.unwrap_or(view);
-                self.judge(&view, &judged)?
+                judge(&view)?
             }
             judged => judged?,
         };
         let lease = arrival.admit(permit, Some(judged.clone()))?;
-        self.judge(&mesh.view(), &judged)?;
+        judge(&mesh.view())?;
         Ok(lease)
     }
 
-    /// A workload that is gone from the view is under what it was: its end is the agent's to tell.
-    fn judge(&self, view: &View, judged: &Judged) -> Result<Permit, Denial> {
-        let policies = view.workload(self.workload).map(|workload| view.policies(workload)).unwrap_or_default();
-        judged.judge(self.own, &policies)
+    /// A workload that is gone from the view is under what its last record names, and what holds for everybody: its end is
+    /// the agent's to tell.
+    fn judge(&self, view: &View, last: &Arc<Workload>, judged: &Judged) -> Result<Permit, Denial> {
+        let record = view.workload(self.workload).unwrap_or(last);
+        judged.judge(self.own, &view.policies(record))
     }
 
-    /// The view, as soon as it tells of this pod.
-    async fn known(&self, mesh: &Mesh, network: &Network, own: IpAddr) -> Result<Arc<View>, AdmitError> {
-        let tells = |view: &View| view.is_complete() && view.workload(self.workload).is_some();
+    /// The view, as soon as it tells of this pod, and what it tells.
+    async fn known(
+        &self,
+        mesh: &Mesh,
+        network: &Network,
+        own: IpAddr,
+    ) -> Result<(Arc<View>, Arc<Workload>), AdmitError> {
+        let record = |view: &View| view.workload(self.workload).filter(|_| view.is_complete()).cloned();
         let view = mesh.view();
-        if tells(&view) {
-            return Ok(view);
+        if let Some(record) = record(&view) {
+            return Ok((view, record));
         }
         let told = async {
             if mesh.wait_complete(OWN_DEADLINE).await {
@@ -133,10 +139,11 @@ impl Gate<'_> {
                     tracing::debug!(%error, workload = %self.workload, "asking for a pod's own record");
                 }
             }
-            mesh.wait_until(tells).await
+            let view = mesh.wait_until(|view| record(view).is_some()).await;
+            record(&view).map(|record| (view, record))
         };
-        let told = timeout(OWN_DEADLINE, told).await;
-        told.map_err(|_elapsed| AdmitError::OwnUnknown(self.workload.clone()))
+        let told = timeout(OWN_DEADLINE, told).await.ok().flatten();
+        told.ok_or_else(|| AdmitError::OwnUnknown(self.workload.clone()))
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use underpass_discovery::{Mesh, View};
-use underpass_model::{Identity, PodUid};
+use underpass_model::{Identity, PodUid, Workload, WorkloadUid};
 use underpass_policy::PolicySet;
 use underpass_runtime::{Shutdown, metrics::catalogue};
 
@@ -28,9 +28,21 @@ struct Judge {
 /// One pod as its connections were last judged.
 struct Seen {
     number: u64,
+    /// What the view told of it last: its record may go before its connections do.
+    record: Arc<Workload>,
     policies: PolicySet,
     /// When connections that only an unknown policy speaks against are ended.
     patience: Option<Instant>,
+}
+
+/// A pod, as far as it matters here.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    uid: &'a PodUid,
+    number: u64,
+    workload: &'a WorkloadUid,
+    identity: &'a Identity,
+    connections: &'a Connections,
 }
 
 /// How many connections of a pod live on, and how many do not.
@@ -75,15 +87,14 @@ impl Judge {
     }
 
     fn pod(&mut self, view: &View, pod: &Pod) {
-        // A pod that is gone from the view may have connections yet; how they end is the agent's to tell.
-        let Some(workload) = view.workload(&pod.workload) else { return };
-        let (policies, now) = (view.policies(workload), Instant::now());
-        let seen = self.seen.get(&pod.uid).filter(|seen| seen.number == pod.number);
-        let is_due = seen.and_then(|seen| seen.patience).is_some_and(|until| until <= now);
-        if !is_due && seen.is_some_and(|seen| seen.policies == policies) {
-            return;
-        }
-        let outcome = judge(&pod.connections, &pod.identity, &policies, is_due);
+        let subject = Subject {
+            uid: &pod.uid,
+            number: pod.number,
+            workload: &pod.workload,
+            identity: &pod.identity,
+            connections: &pod.connections,
+        };
+        let outcome = self.judge(view, subject);
         if outcome.ended > 0 {
             tracing::info!(
                 pod.uid = %pod.uid, pod.namespace = %pod.namespace, pod.name = %pod.name,
@@ -91,8 +102,26 @@ impl Judge {
                 "a change of policy ended connections"
             );
         }
-        let patience = (outcome.doubtful > 0).then_some(now + PATIENCE);
-        self.seen.insert(pod.uid.clone(), Seen { number: pod.number, policies, patience });
+    }
+
+    /// Judges a pod's connections if it is under other policies than before.
+    fn judge(&mut self, view: &View, pod: Subject<'_>) -> Outcome {
+        let seen = self.seen.get(pod.uid).filter(|seen| seen.number == pod.number);
+        // A pod that is gone from the view may have connections yet; how those end is the agent's to tell. But what is
+        // decided for everybody holds for them, too.
+        let told = view.workload(pod.workload);
+        let Some(record) = told.or(seen.map(|seen| &seen.record)).cloned() else { return Outcome::default() };
+        let (policies, now) = (view.policies(&record), Instant::now());
+        let is_due = seen.and_then(|seen| seen.patience).is_some_and(|until| until <= now);
+        if !is_due && seen.is_some_and(|seen| seen.policies == policies) {
+            return Outcome::default();
+        }
+        // Policies of a pod that is gone may be gone with it, which is no doubt about anybody.
+        let doubt_counts = told.is_some();
+        let outcome = judge(pod.connections, pod.identity, &policies, is_due && doubt_counts);
+        let patience = (doubt_counts && outcome.doubtful > 0).then_some(now + PATIENCE);
+        self.seen.insert(pod.uid.clone(), Seen { number: pod.number, record, policies, patience });
+        outcome
     }
 }
 

@@ -126,13 +126,40 @@ async fn what_changes_between_decision_and_registration_is_seen() {
     let mut bench = Bench::new(&[]);
     let before = bench.store.mesh().view();
     let (arrival, judged) = (bench.connections.arrive(), judged(peer()));
-    let permit = bench.gate().judge(&before, &judged).unwrap();
+    let record = Arc::clone(before.workload(&bench.workload).unwrap());
+    let permit = bench.gate().judge(&before, &record, &judged).unwrap();
     let lease = arrival.admit(permit, Some(judged.clone())).unwrap();
     bench.policies(vec![Policy { scope: Scope::Namespace, ..policy(Action::Deny, &[Rule::open()]) }]);
     let now = bench.store.mesh().view();
     assert_ne!(now.version(), before.version());
     // The second look that admission takes once the lease is registered.
-    assert!(bench.gate().judge(&now, &judged).is_err());
+    assert!(bench.gate().judge(&now, &record, &judged).is_err());
     drop(lease);
     assert_eq!(bench.admit(peer()).await, "policy_denied");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_vanishes_while_a_policy_is_waited_for_opens_nothing() {
+    // Denied by everybody's policy once the record is gone, or still by the unknown one that it named.
+    for (everybodys, expected) in [(true, "policy_denied"), (false, "policy_unknown")] {
+        let mut bench = Bench::new(&["shop/p"]);
+        let (workload, own, arrival) = (bench.workload.clone(), bench.own.clone(), bench.connections.arrive());
+        let gate = Gate { workload: &workload, own: &own };
+        let (mesh, network) = (bench.store.mesh(), Network::from(""));
+        let (admitted, ()) = tokio::join!(gate.admit(&arrival, (&mesh, &network), judged(peer())), async {
+            tokio::time::sleep(POLICY_DEADLINE / 2).await;
+            if everybodys {
+                let denies = policy(Action::Deny, &[Rule::open()]);
+                bench.policies(vec![Policy {
+                    name: PolicyName::new("shop", "everybodys"),
+                    scope: Scope::Namespace,
+                    ..denies
+                }]);
+            }
+            let removed = vec![workload.as_str().to_owned()];
+            bench.store.apply(Delta { kind: ResourceType::Address, changed: vec![], removed, complete: true });
+        });
+        assert_eq!(reason(admitted), expected);
+        assert_eq!(bench.connections.inbound().len(), 0);
+    }
 }

@@ -1,3 +1,4 @@
+use underpass_discovery::{Delta, Resource, Store, testing, wire::ResourceType};
 use underpass_policy::{Action, Policy, PolicyName, Rule, Scope, Source};
 
 use super::*;
@@ -21,17 +22,21 @@ fn begin<'a>(arrival: &'a Arrival, account: &str, port: u16) -> Lease<'a> {
 }
 
 fn denies_port(port: u16) -> PolicySet {
+    PolicySet::new(Arc::default(), Arc::from([Arc::new(port_policy(port))]))
+}
+
+/// One of the namespace's.
+fn port_policy(port: u16) -> Policy {
     use underpass_policy::{AllOf, AnyOf, Clause, Field, Match};
     let wanted = Match { destination_ports: Field::any([port]), ..Match::default() };
     let rule = Rule { clauses: AllOf::from_iter([Clause::Matches(AnyOf::from_iter([wanted]))]) };
-    let policy = Policy {
+    Policy {
         name: PolicyName::new("shop", "p"),
         scope: Scope::Namespace,
         action: Action::Deny,
         rules: AnyOf::from_iter([rule]),
         dry_run: false,
-    };
-    PolicySet::new(Arc::default(), Arc::from([Arc::new(policy)]))
+    }
 }
 
 #[tokio::test]
@@ -57,4 +62,30 @@ fn an_unknown_policy_ends_connections_only_when_patience_does() {
     let unknown = PolicySet::default().with_named([Err(PolicyName::new("shop", "late"))]);
     assert_eq!(judge(&connections, &own(), &unknown, false), Outcome { kept: 0, ended: 0, doubtful: 1 });
     assert_eq!(judge(&connections, &own(), &unknown, true), Outcome { kept: 0, ended: 1, doubtful: 0 });
+}
+
+#[tokio::test]
+async fn a_pod_whose_record_is_gone_stays_under_what_holds_for_everybody() {
+    let mut store = Store::new();
+    let mut apply = |kind, changed: Vec<Resource>, removed: Vec<String>| {
+        let changed = changed.into_iter().map(|resource| (resource, Arc::from("1"))).collect();
+        store.apply(Delta { kind, changed, removed, complete: true });
+        store.mesh().view()
+    };
+    let (connections, workload) = (Connections::new(), WorkloadUid::of_pod("Kubernetes", "shop", "web"));
+    let arrivals = [connections.arrive(), connections.arrive()];
+    let _leases = (begin(&arrivals[0], "job", 80), begin(&arrivals[1], "job", 81));
+    let (uid, identity) = (PodUid::new("uid-1"), own());
+    let subject = Subject { uid: &uid, number: 1, workload: &workload, identity: &identity, connections: &connections };
+    let mut judge = Judge::default();
+
+    let record = testing::workload("shop", "web").address("10.0.0.1").build();
+    let view = apply(ResourceType::Address, vec![Resource::Workload(record)], vec![]);
+    assert_eq!(judge.judge(&view, subject), Outcome { kept: 2, ended: 0, doubtful: 0 });
+    let view = apply(ResourceType::Address, vec![], vec![workload.as_str().to_owned()]);
+    assert_eq!(judge.judge(&view, subject), Outcome::default(), "nothing has changed for it");
+    let view = apply(ResourceType::Authorization, vec![Resource::Authorization(port_policy(80))], vec![]);
+    assert_eq!(judge.judge(&view, subject), Outcome { kept: 1, ended: 1, doubtful: 0 });
+    let another = Subject { number: 2, ..subject };
+    assert_eq!(judge.judge(&view, another), Outcome::default(), "a record is remembered of the same pod only");
 }
