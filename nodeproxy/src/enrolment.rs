@@ -83,8 +83,8 @@ struct Session<'a> {
     /// Pods named so far; `None` once the snapshot is complete.
     named: Option<HashSet<PodUid>>,
     ready: &'a mut Option<Pending>,
-    /// Pods under release of whose connections the agent is told.
-    told: HashSet<PodUid>,
+    /// Pods under release of whose connections the agent is told, by number: a uid may be enrolled and released again.
+    told: HashSet<u64>,
     /// Held by every pod of the snapshot whose doors are still to be opened, and until the snapshot is complete.
     opening: Option<mpsc::Sender<Infallible>>,
     /// Whether all of them are open.

@@ -147,7 +147,7 @@ impl Generation {
     }
 
     /// Keeps the pods' doors as they should be, until it is time to end.
-    pub(crate) async fn run(&self, pods: &Pods, stop: &Shutdown) {
+    pub(crate) async fn run(&self, pods: &Arc<Pods>, stop: &Shutdown) {
         const STEP: Duration = Duration::from_millis(50);
         let mut successors = self.0.successor.subscribe();
         let mut back: Option<(bool, Instant)> = None;

@@ -9,12 +9,14 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use underpass_enrolment::{netns, node::PodLimits, zds::WorkloadInfo};
 use underpass_identity::store::{CertificateStore, Want};
 use underpass_model::{Identity, IdentityError, PodUid, TrustDomain, WorkloadUid};
+use underpass_runtime::tasks;
 
 use crate::{
     authorize::Gate,
@@ -22,6 +24,9 @@ use crate::{
     capture::{Door, Listeners, Watched},
     connections::Connections,
 };
+
+/// After how long doors that could not be opened are tried again: the kernel's limits may have room then.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A pod under this node proxy.
 pub(crate) struct Pod {
@@ -197,15 +202,25 @@ impl Pods {
         Door::ALL.into_iter().try_for_each(|door| self.watched.add(pod, door)).inspect_err(|_| self.close(pod))
     }
 
+    /// [`Self::open`], however often it has to be tried. Ends with the pod, too.
+    pub(crate) async fn open_in_the_end(&self, pod: &Arc<Pod>) {
+        while let Err(error) = self.open(pod) {
+            tracing::error!(pod.uid = %pod.uid, %error, again_in_s = AGAIN.as_secs(), "a pod's doors cannot be opened");
+            tokio::select! {
+                () = tokio::time::sleep(AGAIN) => {}
+                () = pod.connections.ended() => return,
+            }
+        }
+    }
+
     /// Takes connections of all pods, if it does not yet.
-    pub(crate) fn open_doors(&self) {
+    pub(crate) fn open_doors(self: &Arc<Self>) {
         if !self.closed.swap(false, Ordering::SeqCst) {
             return;
         }
         for pod in self.all().values() {
-            if let Err(error) = self.open(pod) {
-                tracing::error!(pod.uid = %pod.uid, %error, "a pod's doors cannot be opened again");
-            }
+            let (pods, pod) = (Arc::clone(self), Arc::clone(pod));
+            tasks::spawn("doors", async move { pods.open_in_the_end(&pod).await });
         }
     }
 

@@ -69,6 +69,30 @@ fn a_namespace_is_enrolled_and_unenrolled_under_load_without_a_failed_call() {
 }
 
 #[test]
+fn pods_are_unenrolled_as_often_as_they_are_enrolled_whatever_is_open() {
+    let lab = alone().unwrap();
+    let client = server(&lab, &PodSpec::new("node-a", PLAIN, "client")).unwrap();
+    let far = server(&lab, &PodSpec::new("node-b", PLAIN, "far")).unwrap();
+    redis(&lab, &far).unwrap();
+    for round in ["first", "second"] {
+        lab.label_namespace(PLAIN, MESH_LABEL, Some(ENROLLED)).unwrap();
+        for pod in [&client, &far] {
+            lab.wait_captured(pod, true, SHORT).unwrap();
+        }
+        wait_authenticated(&lab, &client, &far).unwrap();
+        // One of its connections stays until it is told to end, which is after the label has gone.
+        let captured = lab.load(client.place(), round, &target(&far)).unwrap();
+        captured.run_on(AROUND);
+        lab.label_namespace(PLAIN, MESH_LABEL, None).unwrap();
+        captured.run_on(AROUND);
+        captured.finish().unwrap().flawless().unwrap();
+        for pod in [&client, &far] {
+            lab.wait_captured(pod, false, SHORT).unwrap();
+        }
+    }
+}
+
+#[test]
 fn callers_outside_the_mesh_notice_neither_enrolment_nor_its_end() {
     let lab = alone().unwrap();
     let stranger = lab.pod_add(&PodSpec::new("node-a", "strangers", "stranger")).unwrap();

@@ -213,6 +213,10 @@ impl Watch {
             }
             match accepted {
                 Ok((socket, address)) => {
+                    if share.is_ok() {
+                        // The first is served: the patience of the next begins now.
+                        self.behind.remove(&key(&pod, door));
+                    }
                     socket.set_nonblocking(true)?;
                     let stream = TcpStream::from_std(socket.into())?;
                     if door != Door::Hbone || share.is_err() {

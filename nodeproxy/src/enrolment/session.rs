@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
 use underpass_enrolment::{
     node::{self, PodLimits, ReleaseReason, ToAgent, ToProxy},
     zds::{self, WorkloadInfo},
@@ -133,10 +136,13 @@ impl Session<'_> {
                 _able_or_late = able => {}
                 () = pod.connections.ended() => return,
             }
-            if let Err(error) = pods.open(&pod) {
-                tracing::error!(pod.uid = %pod.uid, %error, "a pod's doors cannot be opened");
-            }
+            let mut opened = std::pin::pin!(pods.open_in_the_end(&pod));
+            let in_time = timeout(OPENING_DEADLINE, opened.as_mut()).await;
+            // One pod whose doors stay shut keeps the others from being served no longer.
             drop(opening);
+            if in_time.is_err() {
+                opened.await;
+            }
         });
     }
 
@@ -144,6 +150,10 @@ impl Session<'_> {
     pub(super) async fn serving(&mut self) -> Result<(), SessionError> {
         self.serves = true;
         drop(self.ready.take());
+        if self.enrolment.pods.are_closed() {
+            tracing::info!("this proxy stands back, so it does not say that it serves");
+            return Ok(());
+        }
         // Not by way of the outbox, which may be full: an older proxy stands back at this word.
         Ok(send(self.node.as_deref(), &ToAgent::Serving).await?)
     }
@@ -250,7 +260,7 @@ impl Session<'_> {
             }
             ReleaseReason::Unenrolled => {
                 // One teller a pod, however often the agent asks.
-                if self.told.insert(uid.clone()) {
+                if self.told.insert(pod.number) {
                     tasks::spawn("release", tell_live(pod, outbox));
                 } else {
                     self.tell(ToAgent::Live { pod: uid, connections: remaining(&pod) });
