@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::{Duration, SystemTime},
 };
 
@@ -234,14 +234,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             self.shutdown_handle().close();
         }
         self.obey();
-        loop {
-            match self.poll_accept(cx) {
-                Poll::Ready(Some(Ok(incoming))) if self.is_too_late() => incoming.turn_away(),
-                Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
-                Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
-                Poll::Ready(None) => return self.end(&"closed"),
-                Poll::Pending => break,
-            }
+        match self.poll_accept(cx) {
+            Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
+            Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
+            Poll::Ready(None) => return self.end(&"closed"),
+            Poll::Pending => {}
         }
         if let Poll::Ready(Err(error)) = self.cork.poll_release(cx) {
             return self.end(&error);
@@ -260,12 +257,21 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
         Poll::Pending
     }
 
-    /// Takes a CONNECT if one more may be under way, and drives the tunnel in any case.
+    /// Takes a CONNECT if one more may be under way, and drives the tunnel in any case. Those that come too late are reset
+    /// unheard, so that the client may ask another.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming, h2::Error>>> {
         if self.control.unanswered.get() >= self.max_unanswered {
             return self.http2.poll_closed(cx).map(|end| end.err().map(Err));
         }
-        self.http2.poll_accept(cx).map_ok(|(request, respond)| Incoming::new(request, respond, &self.control))
+        loop {
+            match ready!(self.http2.poll_accept(cx)) {
+                Some(Ok((_, mut respond))) if self.is_too_late() => respond.send_reset(Reason::REFUSED_STREAM),
+                came => {
+                    let came = Poll::Ready(came);
+                    return came.map_ok(|(request, respond)| Incoming::new(request, respond, &self.control));
+                }
+            }
+        }
     }
 
     /// Whether a client that opens a stream had the time to hear that it shall not. HTTP/2 alone enforces this only against
@@ -450,11 +456,6 @@ impl Incoming {
         own.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(StreamError::TunnelLost)?;
         Ok(TunnelStream::new(send, self.body, None, self.unanswered.0.fate.clone()))
-    }
-
-    /// Resets it unheard, so that the client may ask another.
-    fn turn_away(mut self) {
-        self.respond.send_reset(Reason::REFUSED_STREAM);
     }
 
     /// Answers with a status that means no.

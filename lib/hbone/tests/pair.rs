@@ -12,6 +12,9 @@ mod copying;
 #[path = "pair/floods.rs"]
 mod floods;
 #[cfg(test)]
+#[path = "pair/frames.rs"]
+mod frames;
+#[cfg(test)]
 #[path = "pair/pooling.rs"]
 mod pooling;
 #[cfg(test)]

@@ -19,8 +19,11 @@ use underpass_identity::{
 };
 use underpass_model::TrustDomain;
 
-use crate::support::{
-    CLIENT, Certificates, Pair, SERVER, ask, certificates, id, key, on_worker, request, server_options, settle,
+use crate::{
+    frames::{self, END_HEADERS, HEADERS, connect_head, frame},
+    support::{
+        CLIENT, Certificates, Pair, SERVER, ask, certificates, id, key, on_worker, request, server_options, settle,
+    },
 };
 
 type RawClient = (h2::client::SendRequest<Bytes>, h2::client::Connection<TlsStream<DuplexStream>, Bytes>);
@@ -236,22 +239,6 @@ async fn a_server_lets_no_stream_into_a_tunnel_whose_certificates_expired() {
     .await;
 }
 
-/// A frame (RFC 9113, 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// The head of a CONNECT: two literal fields without indexing (RFC 7541, 6.2.2).
-fn connect_frame(stream: u32) -> Vec<u8> {
-    const TARGET: &str = "10.0.0.9:80";
-    let literal = |name: &str, value: &str| {
-        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-        [vec![0], text(name), text(value)].concat()
-    };
-    frame(1, 4, stream, &[literal(":method", "CONNECT"), literal(":authority", TARGET)].concat())
-}
-
 /// The reason with which a stream is reset; other frames are passed over.
 async fn reset_of(tls: &mut TlsStream<DuplexStream>, stream: u32) -> u32 {
     loop {
@@ -260,7 +247,7 @@ async fn reset_of(tls: &mut TlsStream<DuplexStream>, stream: u32) -> u32 {
         let [a, b, c, kind, _, id @ ..] = head;
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]).try_into().unwrap()];
         tls.read_exact(&mut payload).await.unwrap();
-        if kind == 3 && u32::from_be_bytes(id) == stream {
+        if kind == frames::RST_STREAM && u32::from_be_bytes(id) == stream {
             return u32::from_be_bytes(payload.try_into().unwrap());
         }
     }
@@ -271,15 +258,8 @@ async fn a_client_that_does_not_listen_opens_no_stream_in_a_draining_tunnel() {
     on_worker(async {
         let (near, far) = duplex(1 << 20);
         let (expect, options) = (anybody(), server_options());
-        let (client, server) = (&certificates().client, &certificates().server);
-        let greet = async {
-            let mut tls = raw_tls(near, &client.client).await;
-            tls.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-            tls.write_all(&frame(4, 0, 0, &[])).await.unwrap();
-            tls
-        };
-        let accept = server::accept(far, &server.server, &expect, &options);
-        let (mut tls, server) = tokio::join!(greet, accept);
+        let accept = server::accept(far, &certificates().server.server, &expect, &options);
+        let (mut tls, server) = tokio::join!(frames::raw(near), accept);
         let mut server = server.unwrap();
         let drain = server.shutdown_handle();
         let (came, mut coming) = tokio::sync::mpsc::channel(8);
@@ -288,14 +268,15 @@ async fn a_client_that_does_not_listen_opens_no_stream_in_a_draining_tunnel() {
                 came.send(incoming.accept(&Baggage::default()).unwrap()).await.unwrap();
             }
         });
-        tls.write_all(&connect_frame(1)).await.unwrap();
+        let connect = |stream| frame(HEADERS, END_HEADERS, stream, &connect_head());
+        tls.write_all(&connect(1)).await.unwrap();
         let mut kept = vec![coming.recv().await.unwrap()];
         drain.drain();
         tokio::time::sleep(Duration::from_secs(2)).await;
-        tls.write_all(&connect_frame(3)).await.unwrap();
+        tls.write_all(&connect(3)).await.unwrap();
         kept.push(coming.recv().await.unwrap());
         tokio::time::sleep(Duration::from_secs(4)).await;
-        tls.write_all(&connect_frame(5)).await.unwrap();
+        tls.write_all(&connect(5)).await.unwrap();
         assert_eq!(reset_of(&mut tls, 5).await, u32::from(h2::Reason::REFUSED_STREAM));
         assert!(coming.try_recv().is_err(), "nobody hears of it");
         kept[0].write_all(b"still here").await.unwrap();

@@ -15,21 +15,16 @@ use underpass_hbone::{AcceptError, Baggage, TunnelStream, server};
 use underpass_identity::{Expected, tls};
 use underpass_model::TrustDomain;
 
-use crate::support::{Pair, ask, certificates, on_worker, server_options};
+use crate::{
+    frames::{
+        CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, PING, PREFACE, SETTINGS, WINDOW_UPDATE, connect_head, frame,
+        raw,
+    },
+    support::{Pair, ask, certificates, on_worker, server_options},
+};
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// More of anything than a client ever needs.
 const FLOOD: u32 = 100_000;
-
-/// Types of frames (RFC 9113, section 6).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 4;
 
 /// Errors (RFC 9113, section 7).
 const PROTOCOL_ERROR: u32 = 1;
@@ -38,25 +33,6 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 
 fn anybody() -> Expected {
     Expected::TrustDomain(TrustDomain::default())
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// The head of a CONNECT in HPACK, each field a literal that is not to be remembered.
-fn connect_head() -> Vec<u8> {
-    let authority = b"10.0.0.9:80";
-    [&[0x02, 7], &b"CONNECT"[..], &[0x01, authority.len() as u8], authority].concat()
-}
-
-/// A client that writes frames by hand, after the preface and its settings.
-async fn raw(near: DuplexStream) -> TlsStream<DuplexStream> {
-    let connector = TlsConnector::from(certificates().client.client.clone());
-    let mut tls = connector.connect(tls::server_name(), near).await.unwrap();
-    tls.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
-    tls
 }
 
 /// The server that is flooded: takes every stream and reads nothing. Its task ends with the tunnel.
