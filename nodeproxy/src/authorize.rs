@@ -97,7 +97,8 @@ impl Gate<'_> {
             let permit = judged.judge(self.own, &PolicySet::default())?;
             return Ok(arrival.admit(permit, Some(judged))?);
         }
-        let (view, record) = self.known(mesh, network, judged.application.ip()).await?;
+        let view = self.known(mesh, network, judged.application.ip()).await?;
+        let record = view.workload(self.workload).cloned().ok_or_else(|| self.unknown())?;
         let judge = |view: &View| self.judge(view, &record, &judged);
         let permit = match judge(&view) {
             Err(denial) if is_doubtful(&denial) => {
@@ -119,17 +120,12 @@ impl Gate<'_> {
         judged.judge(self.own, &view.policies(record))
     }
 
-    /// The view, as soon as it tells of this pod, and what it tells.
-    async fn known(
-        &self,
-        mesh: &Mesh,
-        network: &Network,
-        own: IpAddr,
-    ) -> Result<(Arc<View>, Arc<Workload>), AdmitError> {
-        let record = |view: &View| view.workload(self.workload).filter(|_| view.is_complete()).cloned();
+    /// The view, as soon as it tells of this pod.
+    async fn known(&self, mesh: &Mesh, network: &Network, own: IpAddr) -> Result<Arc<View>, AdmitError> {
+        let tells = |view: &View| view.is_complete() && view.workload(self.workload).is_some();
         let view = mesh.view();
-        if let Some(record) = record(&view) {
-            return Ok((view, record));
+        if tells(&view) {
+            return Ok(view);
         }
         let told = async {
             if mesh.wait_complete(OWN_DEADLINE).await {
@@ -139,11 +135,13 @@ impl Gate<'_> {
                     tracing::debug!(%error, workload = %self.workload, "asking for a pod's own record");
                 }
             }
-            let view = mesh.wait_until(|view| record(view).is_some()).await;
-            record(&view).map(|record| (view, record))
+            mesh.wait_until(tells).await
         };
-        let told = timeout(OWN_DEADLINE, told).await.ok().flatten();
-        told.ok_or_else(|| AdmitError::OwnUnknown(self.workload.clone()))
+        timeout(OWN_DEADLINE, told).await.map_err(|_elapsed| self.unknown())
+    }
+
+    fn unknown(&self) -> AdmitError {
+        AdmitError::OwnUnknown(self.workload.clone())
     }
 }
 

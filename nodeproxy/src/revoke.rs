@@ -5,12 +5,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use underpass_discovery::{Mesh, View};
-use underpass_model::{Identity, PodUid, Workload, WorkloadUid};
+use underpass_model::{Identity, PodUid, Workload};
 use underpass_policy::PolicySet;
 use underpass_runtime::{Shutdown, metrics::catalogue};
 
 use crate::{
-    authorize::is_doubtful,
+    authorize::{Gate, is_doubtful},
     connections::Connections,
     pods::{Pod, Pods},
 };
@@ -40,8 +40,7 @@ struct Seen {
 struct Subject<'a> {
     uid: &'a PodUid,
     number: u64,
-    workload: &'a WorkloadUid,
-    identity: &'a Identity,
+    gate: Gate<'a>,
     connections: &'a Connections,
 }
 
@@ -87,13 +86,7 @@ impl Judge {
     }
 
     fn pod(&mut self, view: &View, pod: &Pod) {
-        let subject = Subject {
-            uid: &pod.uid,
-            number: pod.number,
-            workload: &pod.workload,
-            identity: &pod.identity,
-            connections: &pod.connections,
-        };
+        let subject = Subject { uid: &pod.uid, number: pod.number, gate: pod.gate(), connections: &pod.connections };
         let outcome = self.judge(view, subject);
         if outcome.ended > 0 {
             tracing::info!(
@@ -109,7 +102,7 @@ impl Judge {
         let seen = self.seen.get(pod.uid).filter(|seen| seen.number == pod.number);
         // A pod that is gone from the view may have connections yet; how those end is the agent's to tell. But what is
         // decided for everybody holds for them, too.
-        let told = view.workload(pod.workload);
+        let told = view.workload(pod.gate.workload);
         let Some(record) = told.or(seen.map(|seen| &seen.record)).cloned() else { return Outcome::default() };
         let (policies, now) = (view.policies(&record), Instant::now());
         let is_due = seen.and_then(|seen| seen.patience).is_some_and(|until| until <= now);
@@ -118,7 +111,7 @@ impl Judge {
         }
         // Policies of a pod that is gone may be gone with it, which is no doubt about anybody.
         let doubt_counts = told.is_some();
-        let outcome = judge(pod.connections, pod.identity, &policies, is_due && doubt_counts);
+        let outcome = judge(pod.connections, pod.gate.own, &policies, is_due && doubt_counts);
         let patience = (doubt_counts && outcome.doubtful > 0).then_some(now + PATIENCE);
         self.seen.insert(pod.uid.clone(), Seen { number: pod.number, record, policies, patience });
         outcome

@@ -1,8 +1,8 @@
 //! A tiny parent for the proxy: in a container it is the first process, and starts a crashed proxy again at once, where
 //! the kubelet would make its pods wait longer each time.
 //!
-//! It passes a wish to stop on, reaps whatever ends, and ends as the proxy did. A proxy that does not stay is given up, so that
-//! the kubelet and whoever watches it see it.
+//! It passes a wish to stop on, reaps whatever ends, and ends as the proxy did. A proxy that does not stay is given up, so
+//! that the kubelet and whoever watches it see it.
 
 use std::{
     env, io,

@@ -1,4 +1,5 @@
 use underpass_discovery::{Delta, Resource, Store, testing, wire::ResourceType};
+use underpass_model::WorkloadUid;
 use underpass_policy::{Action, Policy, PolicyName, Rule, Scope, Source};
 
 use super::*;
@@ -76,7 +77,8 @@ async fn a_pod_whose_record_is_gone_stays_under_what_holds_for_everybody() {
     let arrivals = [connections.arrive(), connections.arrive()];
     let _leases = (begin(&arrivals[0], "job", 80), begin(&arrivals[1], "job", 81));
     let (uid, identity) = (PodUid::new("uid-1"), own());
-    let subject = Subject { uid: &uid, number: 1, workload: &workload, identity: &identity, connections: &connections };
+    let gate = Gate { workload: &workload, own: &identity };
+    let subject = Subject { uid: &uid, number: 1, gate, connections: &connections };
     let mut judge = Judge::default();
 
     let record = testing::workload("shop", "web").address("10.0.0.1").build();
