@@ -10,7 +10,7 @@ mod counted;
 
 use std::time::Duration;
 
-use underpass_enrolment::node::PodLimits;
+use underpass_model::limits::PodLimits;
 
 pub(crate) use account::{Budget, Node, Share, write};
 pub(crate) use counted::Counted;

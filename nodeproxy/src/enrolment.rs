@@ -19,12 +19,12 @@ use tokio::{sync::mpsc, time::Instant};
 use underpass_discovery::Mesh;
 use underpass_enrolment::{
     message::Message,
-    node::{self, ListeningSocket, PodLimits, ToAgent, ToProxy},
+    node::{self, ListeningSocket, ToAgent, ToProxy},
     seqpacket::{ConnectError, Connection, RecvError, SendError},
     zds,
 };
 use underpass_identity::store::CertificateStore;
-use underpass_model::PodUid;
+use underpass_model::{PodUid, limits::PodLimits};
 use underpass_runtime::{Backoff, Chain, Shutdown, admin::Pending};
 
 use crate::{

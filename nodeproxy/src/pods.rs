@@ -13,9 +13,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use underpass_enrolment::{netns, node::PodLimits, zds::WorkloadInfo};
+use underpass_enrolment::{netns, zds::WorkloadInfo};
 use underpass_identity::store::{CertificateStore, Want};
-use underpass_model::{Identity, IdentityError, PodUid, TrustDomain, WorkloadUid};
+use underpass_model::{Identity, IdentityError, PodUid, TrustDomain, WorkloadUid, limits::PodLimits};
 use underpass_runtime::tasks;
 
 use crate::{

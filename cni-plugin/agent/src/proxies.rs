@@ -20,11 +20,11 @@ use tokio::{
     time::timeout,
 };
 use underpass_enrolment::{
-    node::{ListeningSocket, PodLimits, ReleaseReason, ToProxy},
+    node::{ListeningSocket, ReleaseReason, ToProxy},
     plugin::{Link, PluginFailure},
     zds::WorkloadInfo,
 };
-use underpass_model::PodUid;
+use underpass_model::{PodUid, limits::PodLimits};
 
 use crate::find::Netns;
 pub use node::{AnswerProbe, serve as serve_node};

@@ -16,8 +16,7 @@ use std::{
     time::Duration,
 };
 
-pub use underpass_model::limits::PodLimits;
-use underpass_model::{AddressPair, PodUid};
+use underpass_model::{AddressPair, PodUid, limits::PodLimits};
 
 use crate::{
     message::{

@@ -10,8 +10,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
-use underpass_enrolment::node::PodLimits;
 use underpass_hbone::Held;
+use underpass_model::limits::PodLimits;
 use underpass_runtime::metrics::{
     SharedString,
     catalogue::{BUDGET_LIMIT, BUDGET_REFUSED, BUDGET_USED, BUDGET_WAITS},

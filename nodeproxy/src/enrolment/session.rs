@@ -11,10 +11,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 use underpass_enrolment::{
-    node::{self, PodLimits, ReleaseReason, ToAgent, ToProxy},
+    node::{self, ReleaseReason, ToAgent, ToProxy},
     zds::{self, WorkloadInfo},
 };
-use underpass_model::PodUid;
+use underpass_model::{PodUid, limits::PodLimits};
 use underpass_runtime::{Chain, metrics::catalogue, tasks};
 
 use super::{ALONE_AFTER, Session, SessionError, keep, listeners_of, send};

@@ -4,10 +4,10 @@ use std::{collections::BTreeSet, future::Future, pin::Pin, sync::Arc, time::Dura
 
 use tokio::{sync::mpsc, time::timeout};
 use underpass_enrolment::{
-    node::{Listeners, Origin, PodLimits, ToAgent, ToProxy, VERSION},
+    node::{Listeners, Origin, ToAgent, ToProxy, VERSION},
     seqpacket::{Connection, Listener, RecvError, SendError},
 };
-use underpass_model::{AddressPair, PodUid};
+use underpass_model::{AddressPair, PodUid, limits::PodLimits};
 use underpass_runtime::{Shutdown, tasks};
 
 use super::{NodeSession, Proxies, SessionId, State};
