@@ -1,7 +1,7 @@
 //! `underpass lab`: the mesh on one machine.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
@@ -250,7 +250,9 @@ fn run_in(lab: &Lab, exec: &Exec) -> Result<ExitCode> {
     need_root()?;
     let argv: Vec<&str> = exec.command.iter().map(String::as_str).collect();
     let place = place(lab, &exec.place)?;
-    check_program(&exec.command)?;
+    if let Some(program) = exec.command.first() {
+        checks::check_program(program, &env::var_os("PATH").unwrap_or_default(), Path::is_file)?;
+    }
     if let Some(name) = &exec.background {
         let process = lab.spawn(place, name, &argv)?;
         // A program that is not there, or does not like its arguments, says so at once.
@@ -268,13 +270,6 @@ fn run_in(lab: &Lab, exec: &Exec) -> Result<ExitCode> {
     bail!("running {:?}: {error}", exec.command)
 }
 
-fn check_program(command: &[String]) -> Result<()> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let directories: Vec<&Path> = directories.iter().map(PathBuf::as_path).collect();
-    command.first().map_or(Ok(()), |program| checks::check_program(program, &directories, Path::is_file))
-}
-
 fn place(lab: &Lab, text: &str) -> Result<Place> {
     Ok(match text {
         "control" => Place::Control,
@@ -289,12 +284,7 @@ fn label(lab: &Lab, kind: Labelled, object: &str, labels: &[String]) -> Result<(
     // All or none.
     let labels = labels.iter().map(|text| change_of_label(text)).collect::<Result<Vec<_>>>()?;
     if matches!(kind, Labelled::Namespace) {
-        let known = lab.namespaces()?;
-        ensure!(
-            known.iter().any(|name| name == object),
-            "there is no namespace {object}: there are {}",
-            known.join(", ")
-        );
+        checks::check_namespace(object, &lab.namespaces()?)?;
     }
     for (key, value) in labels {
         match kind {

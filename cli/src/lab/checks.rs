@@ -1,11 +1,11 @@
 //! What a user may get wrong: refused while he still looks, with what to do instead.
 
-use std::path::Path;
+use std::{env, ffi::OsStr, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use underpass_lab::{Lab, PodName, parse_change};
 use underpass_model::{
-    label::{check_annotation_key, check_annotation_value, check_label_key, check_label_value},
+    label::{check_annotation, check_label},
     names::{ENROLLED, MESH_LABEL, NOT_ENROLLED, SYSTEM_NAMESPACE},
 };
 use underpass_objects::{
@@ -18,8 +18,7 @@ use underpass_objects::{
 pub(super) fn change_of_label(text: &str) -> Result<(String, Option<String>)> {
     let (key, value) = parse_change(text)?;
     if let Some(value) = &value {
-        check_label_key(&key)?;
-        check_label_value(&key, value)?;
+        check_label(&key, value)?;
         if key == MESH_LABEL && value != ENROLLED && value != NOT_ENROLLED {
             bail!("{MESH_LABEL} is {ENROLLED} or {NOT_ENROLLED}: with another value nobody would be enrolled");
         }
@@ -30,8 +29,7 @@ pub(super) fn change_of_label(text: &str) -> Result<(String, Option<String>)> {
 pub(super) fn change_of_annotation(text: &str) -> Result<(String, Option<String>)> {
     let (key, value) = parse_change(text)?;
     if let Some(value) = &value {
-        check_annotation_key(&key)?;
-        check_annotation_value(&key, value)?;
+        check_annotation(&key, value)?;
     }
     Ok((key, value))
 }
@@ -68,13 +66,17 @@ fn check_namespaces(manifest: &Manifest, known: &[String]) -> Result<()> {
     let made = |name: &str| manifest.objects.keys().any(|key| key.kind == Kind::Namespace && key.name.name == name);
     for (key, located) in manifest.objects.iter().filter(|(key, _)| key.kind.is_namespaced()) {
         let namespace = &key.name.namespace;
-        ensure!(
-            known.contains(namespace) || made(namespace),
-            "{}: {key}: there is no namespace {namespace}: there are {}",
-            in_document(located),
-            known.join(", ")
-        );
+        if !made(namespace) {
+            check_namespace(namespace, known).with_context(|| format!("{}: {key}", in_document(located)))?;
+        }
     }
+    Ok(())
+}
+
+/// Refuses what is no namespace's name, with the names there are.
+pub(super) fn check_namespace(name: &str, known: &[String]) -> Result<()> {
+    let is_known = known.iter().any(|known| known == name);
+    ensure!(is_known, "there is no namespace {name}: there are {}", known.join(", "));
     Ok(())
 }
 
@@ -88,10 +90,10 @@ fn check_metadata(object: &Object) -> Result<()> {
     let metadata = object.metadata();
     let of = || format!("{} {}", object.kind(), metadata.name.as_deref().unwrap_or(""));
     for (key, value) in metadata.labels.iter().flatten() {
-        check_label_key(key).and_then(|()| check_label_value(key, value)).with_context(of)?;
+        check_label(key, value).with_context(of)?;
     }
     for (key, value) in metadata.annotations.iter().flatten() {
-        check_annotation_key(key).and_then(|()| check_annotation_value(key, value)).with_context(of)?;
+        check_annotation(key, value).with_context(of)?;
     }
     Ok(())
 }
@@ -113,13 +115,13 @@ pub(super) fn unheard(nodes: &[String], ended: &[String]) -> Vec<String> {
 }
 
 /// Refuses what is not there to run, for `ip netns exec` would say so as if it were the program's own word. `search` is
-/// where programs without a path are looked for.
-pub(super) fn check_program(program: &str, search: &[&Path], is_there: impl Fn(&Path) -> bool) -> Result<()> {
+/// the PATH, where programs without a path are looked for.
+pub(super) fn check_program(program: &str, search: &OsStr, is_there: impl Fn(&Path) -> bool) -> Result<()> {
     if program.contains('/') {
         ensure!(is_there(Path::new(program)), "there is no program {program} on this machine");
     } else {
         ensure!(
-            search.iter().any(|directory| is_there(&directory.join(program))),
+            env::split_paths(search).any(|directory| is_there(&directory.join(program))),
             "there is no program called {program} in the PATH of this machine, whose programs pods run"
         );
     }
@@ -186,7 +188,7 @@ mod tests {
             ("new", "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: new}\n", None),
         ] {
             let read = manifest::read(format!("{}{more}", service.replace("NS", namespace)).as_bytes()).unwrap();
-            let told = check_namespaces(&read, &known).err().map(|error| error.to_string());
+            let told = check_namespaces(&read, &known).err().map(|error| format!("{error:#}"));
             match wrong {
                 None => assert_eq!(told, None, "{namespace}"),
                 Some(part) => assert!(told.as_ref().is_some_and(|told| told.contains(part)), "{namespace}: {told:?}"),
@@ -219,11 +221,11 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_refused() {
         let there = |path: &Path| [Path::new("/usr/bin/curl"), Path::new("./own")].contains(&path);
-        let search = [Path::new("/bin"), Path::new("/usr/bin")];
+        let search = OsStr::new("/bin:/usr/bin");
         for (program, found) in
             [("curl", true), ("curll", false), ("./own", true), ("own", false), ("/usr/bin/curl", true), ("", false)]
         {
-            assert_eq!(check_program(program, &search, there).is_ok(), found, "{program:?}");
+            assert_eq!(check_program(program, search, there).is_ok(), found, "{program:?}");
         }
     }
 

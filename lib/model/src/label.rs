@@ -57,38 +57,40 @@ pub enum LabelError {
     Value(String, String),
 }
 
-/// Checks a label's key.
+/// Checks a label.
 ///
 /// # Errors
-/// [`LabelError`], also for one under the mesh's own prefix that means nothing.
-pub fn check_label_key(key: &str) -> Result<(), LabelError> {
+/// [`LabelError`], also for a key under the mesh's own prefix that means nothing.
+pub fn check_label(key: &str, value: &str) -> Result<(), LabelError> {
+    check_label_key(key)?;
+    check_label_value(key, value)
+}
+
+/// Checks an annotation; the value of one of the mesh's own by those who read it.
+///
+/// # Errors
+/// [`LabelError`], also for a key under the mesh's own prefix that means nothing, and what the reader says of the value.
+pub fn check_annotation(key: &str, value: &str) -> Result<(), LabelError> {
+    check_annotation_key(key)?;
+    check_annotation_value(key, value)
+}
+
+fn check_label_key(key: &str) -> Result<(), LabelError> {
     check_key(key, &LABELS)
 }
 
-/// Checks an annotation's key.
-///
-/// # Errors
-/// [`LabelError`], also for one under the mesh's own prefix that means nothing.
-pub fn check_annotation_key(key: &str) -> Result<(), LabelError> {
+fn check_annotation_key(key: &str) -> Result<(), LabelError> {
     check_key(key, &ANNOTATIONS)
 }
 
-/// Checks an annotation's value by those who read it; who is not the mesh's own may say anything.
-///
-/// # Errors
-/// What the reader says of it.
-pub fn check_annotation_value(key: &str, value: &str) -> Result<(), LabelError> {
+fn check_annotation_value(key: &str, value: &str) -> Result<(), LabelError> {
     let annotations = BTreeMap::from([(key.to_owned(), value.to_owned())]);
     Exclusions::from_annotations(&annotations)?;
     let (_, unreadable) = limits::from_annotations(&annotations);
     unreadable.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Checks a label's value.
-///
-/// # Errors
-/// [`LabelError::Value`].
-pub fn check_label_value(key: &str, value: &str) -> Result<(), LabelError> {
+fn check_label_value(key: &str, value: &str) -> Result<(), LabelError> {
     let is_good = value.is_empty() || is_name(value);
     is_good.then_some(()).ok_or_else(|| LabelError::Value(key.into(), value.into()))
 }
