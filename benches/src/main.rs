@@ -9,6 +9,7 @@ mod measure;
 mod memory;
 mod plan;
 mod run;
+mod scale;
 mod serve;
 mod summary;
 mod times;
@@ -25,6 +26,8 @@ enum Command {
     Run(plan::Options),
     /// Measures how cost grows with pairs, pods, workloads and policies, and draws it
     Grow(grow::Options),
+    /// Measures the operator in a large cluster: a real API server, simulated nodes
+    Scale(scale::Options),
     /// Draws the charts of figures that were measured before
     Plot {
         /// What `grow` wrote
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Run(options) => run::run(&options),
         Command::Grow(options) => grow::run(&options),
+        Command::Scale(options) => scale::run(&options),
         Command::Plot { growth, to } => grow::plot(&growth, &to),
         Command::Serve { port } => serve::serve(port),
         Command::Load { to, kind } => load::run(to, &kind),

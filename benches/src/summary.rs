@@ -71,8 +71,8 @@ impl fmt::Display for Spread {
     }
 }
 
-/// Where and how it is measured.
-pub(crate) fn about(rounds: usize, seconds: f64) -> Result<Value> {
+/// Where it is measured, and by which command.
+pub(crate) fn machine() -> Result<Value> {
     let processor = fs::read_to_string("/proc/cpuinfo")?;
     let model = processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     Ok(json!({
@@ -82,11 +82,19 @@ pub(crate) fn about(rounds: usize, seconds: f64) -> Result<Value> {
             "processors": std::thread::available_parallelism()?,
             "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
         },
-        "congestion control": "reno, in all of the lab's namespaces",
-        "rounds": rounds,
-        "seconds": seconds,
         "optimised": !cfg!(debug_assertions),
     }))
+}
+
+/// The same, and how, in the lab.
+pub(crate) fn about(rounds: usize, seconds: f64) -> Result<Value> {
+    let mut about = machine()?;
+    if let Some(about) = about.as_object_mut() {
+        about.insert("congestion control".into(), "reno, in all of the lab's namespaces".into());
+        about.insert("rounds".into(), rounds.into());
+        about.insert("seconds".into(), seconds.into());
+    }
+    Ok(about)
 }
 
 impl Summary {

@@ -61,16 +61,25 @@ fn start(argv: &[&str]) -> Result<Figures> {
 }
 
 /// A child that does not outlive its use.
-struct Ended(Child);
+#[derive(Debug)]
+pub(crate) struct Ended(pub(crate) Child);
 
-impl Drop for Ended {
-    fn drop(&mut self) {
+impl Ended {
+    /// Ends it at once.
+    pub(crate) fn end(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();
     }
 }
 
-fn is_ready() -> bool {
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Whether the program at the usual port of this network says that it is ready.
+pub(crate) fn is_ready() -> bool {
     use std::io::{Read as _, Write as _};
     let ask = || {
         let mut stream = TcpStream::connect(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), READY_PORT))?;
