@@ -62,11 +62,11 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
     let (certificates, renewal) = CertificateStore::new(Arc::new(authority), options);
     tasks::root("certificates", renewal.run(stop.clone()), &stop);
 
-    let store = Store::new();
+    let store = Store::new().shown_first_to(trust::follow(certificates.revocations().clone()));
     let mesh = store.mesh();
     tasks::spawn("view readiness", complete(mesh.clone(), readiness.pending("view of the mesh")));
     tasks::root("discovery", client::run(control, discovery(&config), store, stop.clone()), &stop);
-    trust::start(config.revocation_lists.clone(), &mesh, certificates.revocations(), &stop);
+    trust::start(config.revocation_lists.clone(), certificates.revocations(), &stop);
 
     let watched = Watched::new(config.workers()).context("make the workers' epoll sets")?;
     let (probes, questions) = Probes::new();

@@ -2,7 +2,7 @@
 
 use std::{io, os::unix::fs::MetadataExt as _, path::PathBuf, time::Duration};
 
-use underpass_discovery::Mesh;
+use underpass_discovery::View;
 use underpass_identity::{CertificateStatus, RevocationLists, Revocations, revocation::ListError};
 use underpass_model::Revocation;
 use underpass_runtime::{
@@ -14,31 +14,23 @@ use underpass_runtime::{
 /// How often the file is looked at.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Begins to follow both. The file is read before this returns, so before the first connection comes.
-pub(crate) fn start(lists: Option<PathBuf>, mesh: &Mesh, revocations: &Revocations, stop: &Shutdown) {
+/// Begins to follow a file of lists. It is read before this returns, so before the first connection comes.
+pub(crate) fn start(lists: Option<PathBuf>, revocations: &Revocations, stop: &Shutdown) {
     if let Some(path) = lists {
         let mut file = ListFile::new(path);
         file.look(revocations);
         tasks::root("revocation lists", file.run(revocations.clone(), stop.clone()), stop);
     }
-    tasks::root("revocations", follow(mesh.clone(), revocations.clone(), stop.clone()), stop);
 }
 
-/// Takes over what discovery tells, until asked to stop.
-async fn follow(mesh: Mesh, revocations: Revocations, stop: Shutdown) {
-    let mut versions = mesh.subscribe();
+/// Takes over what a view tells. Shown each view first, it has refused whoever is revoked before anybody is let in by it.
+pub(crate) fn follow(revocations: Revocations) -> impl FnMut(&View) + Send + Sync {
     let mut known: Vec<Revocation> = Vec::new();
-    loop {
-        versions.mark_unchanged();
-        let told: Vec<Revocation> = mesh.view().revocations().cloned().collect();
-        if told != known {
-            tracing::info!(revocations = told.len(), "the operator's revocations changed");
-            revocations.set_told(told.iter().cloned());
-            known = told;
-        }
-        tokio::select! {
-            () = stop.requested() => return,
-            changed = versions.changed() => if changed.is_err() { return },
+    move |view| {
+        if !view.revocations().eq(&known) {
+            known = view.revocations().cloned().collect();
+            tracing::info!(revocations = known.len(), "the operator's revocations changed");
+            revocations.set_told(known.iter().cloned());
         }
     }
 }
@@ -133,11 +125,30 @@ impl ListFile {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, sync::Arc};
 
+    use underpass_discovery::{Delta, Resource, Store, wire::ResourceType};
     use underpass_identity::{Presented, testing::TestAuthority};
 
     use super::*;
+
+    #[test]
+    fn nobody_acts_by_a_view_before_whom_it_revokes_is_refused() {
+        let leaf = TestAuthority::new().issue(&"spiffe://cluster.local/ns/shop/sa/web".parse().unwrap());
+        let presented = Presented::of(leaf.certificate.chain());
+        let revocation = Revocation::Serial(presented.serial().unwrap().clone());
+        let revocations = Revocations::new();
+        let mut store = Store::new().shown_first_to(follow(revocations.clone()));
+        let mut tell = |changed: Vec<Resource>, removed| {
+            let changed = changed.into_iter().map(|resource| (resource, Arc::from("1"))).collect();
+            store.apply(Delta { kind: ResourceType::Revocation, changed, removed, complete: true });
+            // Nothing else runs here that could take it over.
+            revocations.find(&presented).is_some()
+        };
+        assert!(!tell(vec![], vec![]));
+        assert!(tell(vec![Resource::Revocation(revocation.clone())], vec![]));
+        assert!(!tell(vec![], vec![revocation.name()]), "taken back");
+    }
 
     #[test]
     fn a_file_that_vanishes_or_breaks_takes_no_revocation_back() {

@@ -92,7 +92,20 @@ fn a_revoked_identity_and_a_revoked_certificate_are_cut_off_and_nobody_else_is()
     // What is revoked stays so while the operator is away, and after its next start.
     lab.kill_program(&Program::Operator).unwrap();
     open(&lab, &far, &stolen).unwrap_err();
+    // A proxy that begins without any view lets nobody in, and from its first view on everybody but who is revoked.
+    let visitor = "spiffe://cluster.local/ns/plain/sa/visitor".parse().unwrap();
+    let visitor = signed_by_the_root(&lab, &visitor, SystemTime::now()).unwrap();
+    let proxy = Program::node_proxy("node-b");
+    lab.kill_program(&proxy).unwrap();
+    std::fs::remove_file(lab.kept_view("node-b")).unwrap();
+    lab.spawn_program(&proxy).unwrap();
+    open(&lab, &far, &visitor).unwrap_err();
     lab.start_program(&Program::Operator).unwrap();
+    until(SHORT, "others to be let in", || {
+        open(&lab, &far, &stolen).unwrap_err();
+        open(&lab, &far, &visitor).is_ok()
+    })
+    .unwrap();
     // Its pages come a moment after what it serves.
     let status = eventually(SHORT, "the operator's pages", || operator(&lab, "GET", "/authority")).unwrap();
     assert_eq!(status["revoked"].as_array().unwrap().len(), 2);

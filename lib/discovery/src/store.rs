@@ -4,6 +4,7 @@ mod mesh;
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -56,8 +57,19 @@ pub struct Delta {
     pub complete: bool,
 }
 
+/// How much of a type has been heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Heard {
+    #[default]
+    Nothing,
+    Part,
+    Whole,
+}
+
+/// Sees each view before any reader does.
+type First = Box<dyn FnMut(&View) + Send + Sync>;
+
 /// The only writer.
-#[derive(Debug)]
 pub struct Store {
     view: View,
     /// The version that is held of each address resource.
@@ -66,9 +78,16 @@ pub struct Store {
     authorizations: HashMap<String, Arc<str>>,
     /// The version that is held of each revocation.
     revocations: HashMap<String, Arc<str>>,
-    heard: [bool; ResourceType::ALL.len()],
+    heard: [Heard; ResourceType::ALL.len()],
+    first: Option<First>,
     shared: Arc<Shared>,
     asks: Asks,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("view", &self.view).field("heard", &self.heard).finish_non_exhaustive()
+    }
 }
 
 impl Default for Store {
@@ -87,7 +106,8 @@ impl Store {
             versions: HashMap::new(),
             authorizations: HashMap::new(),
             revocations: HashMap::new(),
-            heard: [false; ResourceType::ALL.len()],
+            heard: Default::default(),
+            first: None,
             shared,
             asks,
         }
@@ -99,11 +119,23 @@ impl Store {
         Mesh::new(self.shared.clone())
     }
 
+    /// From now on this sees each new view before any reader does: what is done there has been done for whoever acts by
+    /// that view.
+    #[must_use]
+    pub fn shown_first_to(self, first: impl FnMut(&View) + Send + Sync + 'static) -> Self {
+        Self { first: Some(Box::new(first)), ..self }
+    }
+
     /// Applies a change and publishes the view that results. What it says nothing of stays.
     pub fn apply(&mut self, delta: Delta) {
         let before = self.heard;
         if let Some(heard) = self.heard.get_mut(delta.kind as usize) {
-            *heard |= delta.complete;
+            let now = match delta.complete {
+                true => Heard::Whole,
+                false if delta.changed.is_empty() => Heard::Nothing,
+                false => Heard::Part,
+            };
+            *heard = now.max(*heard);
         }
         if delta.changed.is_empty() && delta.removed.is_empty() && before == self.heard {
             return;
@@ -119,16 +151,23 @@ impl Store {
 
     /// From now on what is held counts as all there is.
     pub(crate) fn believe(&mut self) {
-        if self.heard.iter().any(|heard| !heard) {
-            self.heard = [true; ResourceType::ALL.len()];
+        if self.heard.iter().any(|heard| *heard != Heard::Whole) {
+            self.heard = [Heard::Whole; ResourceType::ALL.len()];
             self.publish();
         }
     }
 
     fn publish(&mut self) {
-        let heard = |kind: ResourceType| self.heard.get(kind as usize).is_some_and(|heard| *heard);
-        let complete = ResourceType::ALL.into_iter().all(|kind| heard(kind) || !kind.is_awaited());
-        self.view.advance(complete);
+        let is_heard = |kind: ResourceType| match self.heard.get(kind as usize) {
+            Some(Heard::Whole) => true,
+            // Whoever tells of a type at all, tells all of it.
+            Some(Heard::Part) | None => false,
+            Some(Heard::Nothing) => !kind.is_awaited(),
+        };
+        self.view.advance(ResourceType::ALL.into_iter().all(is_heard));
+        if let Some(first) = &mut self.first {
+            first(&self.view);
+        }
         self.shared.publish(self.view.clone());
     }
 
@@ -146,7 +185,7 @@ impl Store {
     /// From now on readers' questions are put to the control plane, and no push of all addresses is waited for.
     pub(crate) fn take_questions(&mut self) {
         let [addresses, ..] = &mut self.heard;
-        *addresses = true;
+        *addresses = Heard::Whole;
         self.shared.set_on_demand(true);
     }
 

@@ -61,7 +61,7 @@ impl ResourceType {
     }
 
     /// Whether nothing may be believed to be known before the first push of this type. Other control planes than ours
-    /// know no revocations and never push any.
+    /// know no revocations and never push any; ours pushes them before all else.
     #[must_use]
     pub const fn is_awaited(self) -> bool {
         match self {

@@ -450,8 +450,11 @@ impl Incoming {
     /// Answers 200; from now on bytes flow. `own` tells the client about the workload behind us.
     ///
     /// # Errors
-    /// If the client has given up.
+    /// If the client has given up, or was revoked meanwhile: what it has sent already must reach nobody.
     pub fn accept(mut self, own: &Baggage) -> Result<TunnelStream, StreamError> {
+        if let Some(serial) = self.unanswered.0.fate.revoked() {
+            return Err(StreamError::Revoked(serial.clone()));
+        }
         let mut response = Response::new(());
         own.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(StreamError::TunnelLost)?;

@@ -29,6 +29,42 @@ async fn is_complete_once_every_type_has_been_heard_whole() {
     assert!(mesh.view().is_complete(), "complete once is complete for good");
 }
 
+#[test]
+fn is_not_complete_with_a_part_of_the_revocations_nor_waits_for_those_of_which_nobody_tells() {
+    let (whole, part) = (true, false);
+    let revoked = || Resource::Revocation(Revocation::Serial("0102030405060708".parse().unwrap()));
+    for (revocations, expected) in [(None, true), (Some(part), false), (Some(whole), true)] {
+        let mut store = Store::new();
+        if let Some(complete) = revocations {
+            store.apply(delta(ResourceType::Revocation, vec![revoked()], &[], complete));
+        }
+        store.apply(delta(ResourceType::Authorization, vec![], &[], whole));
+        store.apply(delta(ResourceType::Address, vec![], &[], whole));
+        assert_eq!(store.view().is_complete(), expected, "{revocations:?}");
+        store.apply(delta(ResourceType::Revocation, vec![], &[], whole));
+        assert!(store.view().is_complete());
+    }
+}
+
+#[test]
+fn each_view_is_shown_first_to_whom_it_shall_be_and_then_to_readers() {
+    let (shown, seen) = std::sync::mpsc::channel();
+    let store = Store::new();
+    let mesh = store.mesh();
+    let readers = mesh.clone();
+    let show = move |view: &View| {
+        let revoked = |view: &View| view.revocations().count();
+        shown.send((revoked(view), view.is_complete(), revoked(&readers.view()))).unwrap();
+    };
+    let mut store = store.shown_first_to(show);
+    let revoked = Resource::Revocation(Revocation::Serial("0102030405060708".parse().unwrap()));
+    store.apply(delta(ResourceType::Revocation, vec![revoked], &[], true));
+    store.apply(delta(ResourceType::Revocation, vec![], &[], true));
+    store.believe();
+    assert_eq!(seen.try_iter().collect::<Vec<_>>(), [(1, false, 0), (1, true, 1)]);
+    assert!(mesh.view().is_complete());
+}
+
 #[tokio::test]
 async fn readers_are_told_of_each_view_and_keep_the_one_they_took() {
     let mut store = Store::new();

@@ -3,11 +3,15 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use underpass_hbone::{PoolOptions, ServerOptions, StreamError, TunnelStream};
-use underpass_identity::Revocations;
-use underpass_model::Revocation;
+use tokio::io::{AsyncWriteExt as _, duplex};
+use underpass_hbone::{Baggage, PoolOptions, ServerOptions, StreamError, TunnelStream, server};
+use underpass_identity::{Expected, Revocations};
+use underpass_model::{Revocation, TrustDomain};
 
-use crate::support::{CLIENT, Pair, SERVER, id, on_worker, server_options, settle};
+use crate::{
+    frames::{self, DATA, END_HEADERS, HEADERS, connect_head},
+    support::{CLIENT, Pair, SERVER, certificates, id, on_worker, server_options, settle},
+};
 
 const REASON: &str = "peer_certificate_revoked";
 
@@ -47,6 +51,31 @@ async fn a_revoked_client_is_cut_off_and_let_in_no_more() {
         assert!(pair.open().await.is_err());
         far_knows.set_told([]);
         pair.connected().await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_revoked_while_its_connect_waits_is_not_answered_and_not_heard() {
+    on_worker(async {
+        let revocations = Revocations::new();
+        let options = ServerOptions { revocations: revocations.clone(), ..server_options() };
+        let (near, far) = duplex(256 * 1024);
+        let expect = Expected::TrustDomain(TrustDomain::default());
+        let accept = server::accept(far, &certificates().server.server, &expect, &options);
+        let (mut tls, server) = tokio::join!(frames::raw(near), accept);
+        let mut server = server.unwrap();
+        // It speaks before it is answered.
+        tls.write_all(&frames::frame(HEADERS, END_HEADERS, 1, &connect_head())).await.unwrap();
+        tls.write_all(&frames::frame(DATA, 0, 1, b"secret")).await.unwrap();
+        let mut incoming = server.next().await.unwrap();
+        tokio::task::spawn_local(async move { while server.next().await.is_some() {} });
+        settle().await;
+        tokio::select! { () = incoming.cancelled() => panic!("it has not given up"), () = settle() => {} }
+        revocations.set_told([all_of(CLIENT)]);
+        settle().await;
+        let refused = incoming.accept(&Baggage::default()).unwrap_err();
+        assert_eq!(refused.reason(), REASON);
     })
     .await;
 }
