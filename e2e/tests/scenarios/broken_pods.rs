@@ -1,11 +1,15 @@
 //! A pod that cannot be captured is its own trouble: the others of its node are served, start, and come back.
 
 use anyhow::ensure;
-use underpass_e2e::{LONG, MESH, SHORT, alone_with, get, server};
-use underpass_lab::{Lab, Pod, PodSpec, Program, eventually};
-use underpass_model::names::{ENROLLED, MESH_LABEL, NOT_ENROLLED};
+use underpass_e2e::{LONG, MESH, SHORT, alone_with, get, said, server};
+use underpass_lab::{Lab, Place, Pod, PodSpec, Process, Program, eventually};
+use underpass_model::names::{ENROLLED, HBONE_PORT, LIMIT_HANDSHAKES, MESH_LABEL, NOT_ENROLLED};
+
+use crate::slow_handshakes::TRICKLE;
 
 const NODE: &str = "node-a";
+/// Handshakes at once.
+const FEW: usize = 4;
 
 /// A pod that waits for enrolment.
 fn outside(lab: &Lab, name: &str) -> Pod {
@@ -38,6 +42,28 @@ fn all_are_served(lab: &Lab, pods: &[Pod]) {
     }
 }
 
+/// More peers than may shake hands at once come to a pod that has nothing to show them.
+fn peers_of_the_unsigned(lab: &Lab, unsigned: &Pod) -> Process {
+    let (address, port) = (unsigned.v4().unwrap().to_string(), HBONE_PORT.to_string());
+    let argv = ["python3", "-c", TRICKLE, &address, &port, &(2 * FEW).to_string()];
+    let peers = lab.spawn(Place::Outside, "peers", &argv).unwrap();
+    peers.wait_for_output("all open", SHORT).unwrap();
+    peers
+}
+
+/// Each of them is told that the pod has no certificate, and none that others wait for the same.
+fn wait_peers_told(lab: &Lab) {
+    eventually(SHORT, "a line for each peer", || {
+        let lines = lab.access_log(NODE)?;
+        let of_peers = lines.iter().filter(|line| said(line, "src.addr").starts_with("172.30.0.100:"));
+        let reasons: Vec<_> = of_peers.map(|line| said(line, "reason")).collect();
+        ensure!(reasons.len() == 2 * FEW, "{reasons:?}");
+        assert!(reasons.iter().all(|reason| reason.starts_with("certificate_")), "{reasons:?}");
+        Ok(())
+    })
+    .unwrap();
+}
+
 #[test]
 fn twenty_pods_of_which_one_of_each_kind_is_broken() {
     let lab = alone_with(|options| options.nodes = 1).unwrap();
@@ -65,16 +91,21 @@ fn twenty_pods_of_which_one_of_each_kind_is_broken() {
     all_are_served(&lab, &pods);
 
     // Its identity cannot be signed: nobody is there to sign. A pod of a known account starts all the same.
-    let unsigned = outside(&lab, "unsigned");
+    let unsigned = PodSpec::new(NODE, MESH, "unsigned").label(MESH_LABEL, NOT_ENROLLED);
+    let unsigned = lab.pod_add(&unsigned.annotation(LIMIT_HANDSHAKES, &FEW.to_string())).unwrap();
     lab.kill_program(&Program::Operator).unwrap();
     enrol(&lab, &unsigned);
     wait_complaint(&lab, &unsigned, "certificate");
+    let peers = peers_of_the_unsigned(&lab, &unsigned);
     let late = server(&lab, &good(17)).unwrap();
     for pod in &pods {
         let url = format!("http://{}:8080/", pod.v4().unwrap());
         get(&lab, late.place(), &url).unwrap();
     }
     pods.push(late);
+
+    peers.wait_for_output("left 0", SHORT).unwrap();
+    wait_peers_told(&lab);
 
     // Once it can be signed it is; the others stay broken, and neither they nor a new proxy keep anybody from being served.
     lab.start_program(&Program::Operator).unwrap();

@@ -11,7 +11,7 @@ use underpass_model::names::{HBONE_PORT, LIMIT_HANDSHAKES};
 const SLOW: usize = 60;
 
 /// Opens connections, says one byte of a TLS record every half second on each, until all were ended by the other side.
-const TRICKLE: &str = r"
+pub(crate) const TRICKLE: &str = r"
 import select, socket, sys, time
 begun, record = time.monotonic(), bytes([22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]) + bytes(500)
 open_ones = {socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) for _ in range(int(sys.argv[3]))}

@@ -57,10 +57,14 @@ pub(super) async fn tunnel(knock: Knock, open: OpenTunnel, worker: Rc<Worker>) {
 async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, SocketAddr, Share), Failure> {
     let (connections, budget) = (knock.pod.connections.clone(), Arc::clone(&knock.pod.budget));
     let mut share = knock.share.inspect_err(|over| knock.pod.budget.refused(*over))?;
+    let own = &knock.pod.identity;
+    // It takes its place among the handshakes, but nobody is to make room for others because of what we lack.
+    let credentials = tokio::select! {
+        credentials = waits::credentials(&worker.shared.certificates, own) => credentials?,
+        () = connections.ended() => return Err(Ended::Pod.into()),
+    };
     let shaken = async {
-        let own = &knock.pod.identity;
         let hbone = canonical(knock.stream.local_addr().map_err(AcceptError::Tls)?);
-        let credentials = waits::credentials(&worker.shared.certificates, own).await?;
         let expected = Expected::TrustDomain(own.trust_domain().clone());
         let revocations = worker.shared.certificates.revocations().clone();
         let options = ServerOptions { revocations, ..ServerOptions::default() };
