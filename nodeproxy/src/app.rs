@@ -35,6 +35,7 @@ use crate::{
     debug::{self, Shown},
     enrolment::Enrolment,
     generation::Generation,
+    lanes,
     pods::{Household, Pods},
     probe::Probes,
     revoke, trust,
@@ -83,7 +84,8 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
         mesh_ranges: config.mesh_ranges.as_slice().into(),
         tunnel_idle: config.tunnel_idle,
     };
-    let (workers, threads) = worker::start(config.workers(), &watched, &shared, &stop).context("start the workers")?;
+    let started = worker::start(config.workers(), &watched, &shared, lanes::enter, &stop);
+    let (workers, threads) = started.context("start the workers")?;
     let enrolment = Enrolment {
         zds_socket: config.zds_socket.clone(),
         node_socket: config.node_socket(),

@@ -18,8 +18,6 @@ use underpass_identity::store::StoreError;
 use underpass_model::WorkloadUid;
 use underpass_policy::{Denial, Refusal};
 
-pub(crate) use self::joined::{Call, Joined};
-
 use crate::{
     account::Failed,
     authorize::AdmitError,

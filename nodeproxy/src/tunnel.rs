@@ -1,20 +1,23 @@
 //! Step five: the way onwards is opened. Nothing is dialled without a lease.
 
+pub(crate) mod joined;
+
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
 
-use tokio::net::TcpStream;
+use http::StatusCode;
+use tokio::{net::TcpStream, sync::oneshot};
 use underpass_hbone::{
     Baggage, ConnectHeaders, ConnectRequest, Forwarded, Meter, OpenError, TraceParent, TunnelKey, TunnelStream,
 };
 use underpass_identity::store::StoreError;
 use underpass_model::Identity;
 
+use self::joined::{Answer, Call, Joined};
 use crate::{
     budget::{Amount, Counted},
     capture::socket::{self, SourceAddress},
     connections::Lease,
     identify::Caller,
-    lanes::{Call, Joined},
     pods::Pod,
     resolve::{NextHop, Resolved, TunnelHop},
     waits,
@@ -82,6 +85,8 @@ pub(crate) struct Dialler<'a> {
     pub(crate) caller: &'a Caller,
     pub(crate) client: SocketAddr,
     pub(crate) meter: &'a Arc<Meter>,
+    /// Starts what answers where a neighbour is called without a tunnel.
+    pub(crate) answer: fn(Call, Answer, &Rc<Worker>),
 }
 
 impl Dialler<'_> {
@@ -127,7 +132,10 @@ impl Dialler<'_> {
             meter: Arc::clone(self.meter),
         };
         let refused = |status| DialError::Tunnel(hop.to, OpenError::Refused { address: hop.to, status });
-        call.place(self.worker).await.map(Upstream::Joined).map_err(refused)
+        let (answer, answered) = oneshot::channel();
+        (self.answer)(call, answer, self.worker);
+        let answered = answered.await.unwrap_or(Err(StatusCode::SERVICE_UNAVAILABLE));
+        answered.map(Upstream::Joined).map_err(refused)
     }
 
     async fn tunnel(&self, hop: &TunnelHop, resolved: &Resolved) -> Result<Upstream, DialError> {

@@ -18,7 +18,6 @@ use crate::{
     balance::{Loads, Place},
     capture::{Knock, Watch, Watched},
     connections::Arrival,
-    lanes,
     pods::Pods,
     probe::Probes,
 };
@@ -57,6 +56,9 @@ pub(crate) struct Workers(Arc<Vec<mpsc::Sender<Command>>>);
 /// The workers' threads.
 pub(crate) struct Threads(Vec<std::thread::JoinHandle<()>>);
 
+/// Where a new connection goes.
+pub(crate) type Enter = fn((Knock, Arrival), &Rc<Worker>);
+
 #[derive(Clone, Debug)]
 enum Command {
     /// A pod of this node is gone: its tunnels must not outlive it.
@@ -73,6 +75,7 @@ pub(crate) fn start(
     count: usize,
     watched: &Watched,
     shared: &Shared,
+    enter: Enter,
     stop: &Shutdown,
 ) -> io::Result<(Workers, Threads)> {
     let mut senders = Vec::new();
@@ -83,7 +86,7 @@ pub(crate) fn start(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let local = LocalSet::new();
-            let run = run(number, watched, shared, commands, stop);
+            let run = run(number, watched, (shared, enter), commands, stop);
             let ended = AssertUnwindSafe(|| runtime.block_on(local.run_until(run)));
             match std::panic::catch_unwind(ended) {
                 Ok(Ok(())) => return,
@@ -124,7 +127,7 @@ impl Threads {
 async fn run(
     number: usize,
     watched: Watched,
-    shared: Shared,
+    (shared, enter): (Shared, Enter),
     mut commands: mpsc::Receiver<Command>,
     stop: Shutdown,
 ) -> io::Result<()> {
@@ -151,7 +154,7 @@ async fn run(
                 views.mark_unchanged();
                 worker.forget_the_gone(&worker.shared.mesh.view());
             }
-            knock = knock(&mut watch) => lanes::enter(knock, &worker),
+            knock = knock(&mut watch) => enter(knock, &worker),
         }
     }
 }

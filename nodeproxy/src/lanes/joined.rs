@@ -1,12 +1,11 @@
 //! Two pods of this node, joined without a tunnel: the called pod's half, which judges, connects and accounts as for a
 //! peer's stream. The caller's half carries the bytes, and each half ends when the other does.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc};
 
-use http::StatusCode;
-use tokio::{net::TcpStream, sync::oneshot};
-use underpass_hbone::{CopyError, Meter, copy::tcp_with_tcp};
-use underpass_model::{Authority, Identity, SerialNumber};
+use tokio::sync::oneshot;
+use underpass_hbone::CopyError;
+use underpass_model::{Identity, SerialNumber};
 
 use super::{
     Failure,
@@ -15,66 +14,13 @@ use super::{
 use crate::{
     account::{Direction, Record},
     connections::Arrival,
-    pods::Pod,
+    tunnel::joined::{Answer, Call, Joined},
     worker::{self, Worker},
 };
 
-/// What one pod asks of another: what a CONNECT would say, and what a handshake would have proven.
-pub(crate) struct Call {
-    /// The called pod.
-    pub(crate) pod: Arc<Pod>,
-    /// Who calls.
-    pub(crate) peer: Identity,
-    /// From where.
-    pub(crate) client: SocketAddr,
-    /// Where a tunnel would end.
-    pub(crate) hbone: SocketAddr,
-    /// Whither.
-    pub(crate) authority: Authority,
-    /// The service that was dialled.
-    pub(crate) told: Option<Arc<str>>,
-    /// Counts the bytes for both halves.
-    pub(crate) meter: Arc<Meter>,
-}
-
-/// The called pod's application, connected and waiting for bytes.
-pub(crate) struct Joined {
-    application: TcpStream,
-    peer: Identity,
-    /// Tells the called pod's half how it ended, and tells us if that half has.
-    over: oneshot::Sender<Result<(), CopyError>>,
-}
-
-type Answer = oneshot::Sender<Result<Joined, StatusCode>>;
-
-impl Call {
-    /// Asks; an error is what a peer would be answered.
-    pub(crate) async fn place(self, worker: &Rc<Worker>) -> Result<Joined, StatusCode> {
-        let (answer, answered) = oneshot::channel();
-        worker::carry(half(self, answer, Rc::clone(worker)));
-        answered.await.unwrap_or(Err(StatusCode::SERVICE_UNAVAILABLE))
-    }
-}
-
-impl Joined {
-    /// Who answered.
-    pub(crate) fn peer(&self) -> &Identity {
-        &self.peer
-    }
-
-    /// Carries the bytes.
-    pub(crate) async fn carry(mut self, downstream: TcpStream, meter: &Meter) -> Result<(), CopyError> {
-        let copied = tokio::select! {
-            // What the called pod's half may no longer carry must not be carried.
-            biased;
-            () = self.over.closed() => return Err(CopyError::upstream_reset()),
-            copied = tcp_with_tcp(downstream, self.application, meter) => copied,
-        };
-        let told = copied.as_ref().copied().map_err(CopyError::alike);
-        // Nobody listens if that half ended at this very moment.
-        drop(self.over.send(told));
-        copied
-    }
+/// Starts the called pod's half.
+pub(super) fn answer(call: Call, answer: Answer, worker: &Rc<Worker>) {
+    worker::carry(half(call, answer, Rc::clone(worker)));
 }
 
 async fn half(call: Call, answer: Answer, worker: Rc<Worker>) {

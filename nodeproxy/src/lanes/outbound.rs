@@ -5,7 +5,7 @@ use std::{net::IpAddr, rc::Rc, sync::Arc};
 use underpass_discovery::View;
 use underpass_model::{NetworkAddress, Workload};
 
-use super::Failure;
+use super::{Failure, joined};
 use crate::{
     account::{Direction, Record},
     authorize,
@@ -102,8 +102,14 @@ async fn connect<'a>(
         let endpoint = resolved.next_hop.endpoint().map(|endpoint| endpoint.uid.clone());
         let active = endpoint.as_ref().map(|uid| worker.loads.begin(uid));
 
-        let dialler =
-            Dialler { worker, pod: &captured.pod, caller: &caller, client: captured.client, meter: record.meter() };
+        let dialler = Dialler {
+            worker,
+            pod: &captured.pod,
+            caller: &caller,
+            client: captured.client,
+            meter: record.meter(),
+            answer: joined::answer,
+        };
         match lease.unless_ended(dialler.dial(&resolved, &lease)).await? {
             Ok(upstream) => {
                 if let Some(uid) = &endpoint {
@@ -113,7 +119,7 @@ async fn connect<'a>(
                     Upstream::Tcp(_) => {}
                     Upstream::Tunnel(_, peer) => record.destination.identity = Some(peer.clone()),
                     Upstream::Joined(joined) => {
-                        record.destination.identity = Some(joined.peer().clone());
+                        record.destination.identity = Some(joined.peer.clone());
                         record.hbone_addr = None;
                     }
                 }
