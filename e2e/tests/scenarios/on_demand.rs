@@ -1,6 +1,6 @@
 //! A node that asks for each destination instead of holding the whole mesh.
 
-use underpass_e2e::{MESH, PLAIN, alone_with, get, inbound, server, wait_authenticated};
+use underpass_e2e::{MESH, PLAIN, alone_with, get, inbound, said, server, wait_authenticated};
 use underpass_lab::PodSpec;
 
 const SERVICE: &str = "
@@ -28,4 +28,9 @@ fn a_destination_is_asked_for_when_it_is_dialled() {
     })
     .unwrap();
     get(&lab, client.place(), &format!("http://{}:8080/", plain.v4().unwrap())).unwrap();
+    // Nobody has called it, and yet it is known of every connection whose it is.
+    let lines = lab.access_log(&client.node).unwrap();
+    let own = lines.iter().filter(|line| said(line, "direction") == "outbound");
+    let workloads: Vec<_> = own.map(|line| said(line, "src.workload")).collect();
+    assert!(workloads.len() > 2 && workloads.iter().all(|workload| *workload == "client"), "{workloads:?}");
 }

@@ -1,7 +1,8 @@
 //! What a pod's application dials.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
+use tokio::time::timeout;
 use underpass_discovery::View;
 use underpass_model::{NetworkAddress, Workload};
 
@@ -19,6 +20,8 @@ use crate::{
     worker::Worker,
 };
 
+/// How long a connection waits, on demand, for what the mesh knows of the pod that makes it.
+const OWN_PATIENCE: Duration = Duration::from_millis(100);
 /// Endpoints of a service that are tried for one connection.
 const TRIES: usize = 3;
 
@@ -45,10 +48,13 @@ async fn carry(knock: Knock, arrival: &Arrival, worker: &Rc<Worker>, record: &mu
 }
 
 /// On demand: learns who is at an address. Without an answer, an address that may be the mesh's is refused: whoever is
-/// there may be one to whom nobody should speak in plaintext.
-async fn ask(worker: &Worker, address: IpAddr) -> Result<(), Failure> {
+/// there may be one to whom nobody should speak in plaintext. The caller is asked for as well, so that it is known whose
+/// the connection is; without that it goes on after a moment.
+async fn ask(worker: &Worker, (own, address): (IpAddr, IpAddr)) -> Result<(), Failure> {
     let shared = &worker.shared;
-    let asked = shared.mesh.ask(&NetworkAddress { network: shared.place.network.clone(), address }).await;
+    let who = |address| NetworkAddress { network: shared.place.network.clone(), address };
+    let (own, there) = (who(own), who(address));
+    let (asked, _known_or_late) = tokio::join!(shared.mesh.ask(&there), timeout(OWN_PATIENCE, shared.mesh.ask(&own)));
     let ranges = &shared.mesh_ranges;
     match asked {
         Ok(_known) => Ok(()),
@@ -69,7 +75,7 @@ async fn connect<'a>(
     if !waits::view(&shared.mesh).await {
         return Err(Failure::View);
     }
-    ask(worker, captured.original_dst.ip()).await?;
+    ask(worker, (captured.client.ip(), captured.original_dst.ip())).await?;
     let view: Arc<View> = shared.mesh.view();
     let caller = identify::local(&view, &captured.pod);
     record.source.identity = Some(captured.pod.identity.clone());
