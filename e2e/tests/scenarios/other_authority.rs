@@ -1,14 +1,9 @@
 //! Certificates from another authority than the operator, and the list by which that one revokes.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use std::{fs, path::Path, time::SystemTime};
 
-use rcgen::{CertificateParams, CertificateRevocationListParams, KeyIdMethod, RevokedCertParams};
 use underpass_e2e::{MESH, SHORT, alone_with, get, said, server, wait_authenticated};
-use underpass_identity::{Credentials, Issued, Presented, certificate::set_validity};
+use underpass_identity::{Credentials, Issued, Presented, testing::revocation_list};
 use underpass_lab::{Lab, Place, PodSpec, until};
 
 use crate::forged::{issued_by_the_root, line, open, root, signed_by_the_root};
@@ -34,26 +29,10 @@ fn start_authority(lab: &Lab, home: &Path) {
 }
 
 /// The list on which the other authority's root revokes a certificate.
-fn revocation_list(home: &Path, issued: &Issued) -> String {
+fn list_with(home: &Path, issued: &Issued) -> String {
     let (issuer, _) = root(&home.join("state")).unwrap();
-    let mut dates = CertificateParams::default();
-    set_validity(&mut dates, SystemTime::now(), SystemTime::now() + Duration::from_secs(3600));
     let serial = Presented::of(issued.certificate.chain()).serial().unwrap().as_bytes().to_vec();
-    let revoked = RevokedCertParams {
-        serial_number: serial.into(),
-        revocation_time: dates.not_before,
-        reason_code: None,
-        invalidity_date: None,
-    };
-    let list = CertificateRevocationListParams {
-        this_update: dates.not_before,
-        next_update: dates.not_after,
-        crl_number: 1.into(),
-        issuing_distribution_point: None,
-        revoked_certs: vec![revoked],
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    list.signed_by(&issuer).unwrap().pem().unwrap()
+    revocation_list(&issuer, [serial.into()]).pem().unwrap()
 }
 
 #[test]
@@ -81,7 +60,7 @@ fn another_authority_signs_for_everybody_and_revokes_by_its_list() {
     let issued = issued_by_the_root(&home.path().join("state"), &visitor, SystemTime::now()).unwrap();
     let credentials = Credentials::new(&issued.certificate, &issued.roots, 1).unwrap();
     open(&lab, &far, &credentials).unwrap();
-    fs::write(&list, revocation_list(home.path(), &issued)).unwrap();
+    fs::write(&list, list_with(home.path(), &issued)).unwrap();
     until(SHORT, "the visitor to be refused", || open(&lab, &far, &credentials).is_err()).unwrap();
     // That one may have been cut while it opened; the next is refused.
     open(&lab, &far, &credentials).unwrap_err();

@@ -8,8 +8,9 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose, RevokedCertParams, SanType, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, RevokedCertParams,
+    SanType, SerialNumber, SigningKey, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, pem::PemObject as _};
 use underpass_model::Identity;
@@ -52,6 +53,32 @@ impl Default for LeafOptions {
     }
 }
 
+/// The list on which an authority revokes the certificates of these numbers, as a standard authority would.
+#[expect(clippy::expect_used, reason = "only tests use it, and a failure shall end them")]
+#[must_use]
+pub fn revocation_list(
+    issuer: &Issuer<'_, impl SigningKey>,
+    serials: impl IntoIterator<Item = SerialNumber>,
+) -> CertificateRevocationList {
+    let mut dates = CertificateParams::default();
+    set_validity(&mut dates, SystemTime::now(), SystemTime::now() + Duration::from_secs(86_400));
+    let revoked = |serial_number| RevokedCertParams {
+        serial_number,
+        revocation_time: dates.not_before,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: dates.not_before,
+        next_update: dates.not_after,
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: serials.into_iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(issuer).expect("a list can be signed")
+}
+
 #[expect(clippy::expect_used, clippy::new_without_default, reason = "only tests use it, and a failure shall end them")]
 impl TestAuthority {
     /// Makes an authority with a root of its own.
@@ -74,23 +101,8 @@ impl TestAuthority {
     #[must_use]
     pub fn revocation_list_pem(&self, certificate: &CertificateDer<'_>) -> String {
         let (_, revoked) = X509Certificate::from_der(certificate).expect("a certificate");
-        let mut dates = CertificateParams::default();
-        set_validity(&mut dates, SystemTime::now(), SystemTime::now() + Duration::from_secs(86_400));
-        let revoked = RevokedCertParams {
-            serial_number: revoked.raw_serial().to_vec().into(),
-            revocation_time: dates.not_before,
-            reason_code: None,
-            invalidity_date: None,
-        };
-        let list = CertificateRevocationListParams {
-            this_update: dates.not_before,
-            next_update: dates.not_after,
-            crl_number: 1.into(),
-            issuing_distribution_point: None,
-            revoked_certs: vec![revoked],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&self.issuing).and_then(|list| list.pem()).expect("a list can be signed")
+        let list = revocation_list(&self.issuing, [revoked.raw_serial().to_vec().into()]);
+        list.pem().expect("a list is text")
     }
 
     /// The root alone, as a bundle.

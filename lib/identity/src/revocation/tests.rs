@@ -1,15 +1,12 @@
 use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyIdMethod,
-    KeyPair, RevokedCertParams, SerialNumber as RcgenSerial,
-};
+use rcgen::{CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
 use crate::{
     certificate::set_validity,
-    testing::{LeafOptions, TestAuthority},
+    testing::{LeafOptions, TestAuthority, revocation_list},
 };
 
 fn identity(account: &str) -> Identity {
@@ -92,24 +89,7 @@ impl Listing {
     }
 
     fn list(&self, serials: &[u64]) -> rcgen::CertificateRevocationList {
-        let mut dates = CertificateParams::default();
-        set_validity(&mut dates, SystemTime::now(), SystemTime::now() + Duration::from_secs(600));
-        let revoked = |serial: &u64| RevokedCertParams {
-            serial_number: RcgenSerial::from(*serial),
-            revocation_time: dates.not_before,
-            reason_code: None,
-            invalidity_date: None,
-        };
-        CertificateRevocationListParams {
-            this_update: dates.not_before,
-            next_update: dates.not_after,
-            crl_number: RcgenSerial::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: serials.iter().map(revoked).collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        }
-        .signed_by(&self.issuer)
-        .unwrap()
+        revocation_list(&self.issuer, serials.iter().map(|serial| (*serial).into()))
     }
 }
 
