@@ -4,7 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::{OrdMap, ordmap::DiffItem};
-use underpass_model::names::MESH_LABEL;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use underpass_model::{
+    label::{self, ANNOTATIONS, LABELS},
+    names::{ENROLLED, MESH_LABEL, NOT_ENROLLED},
+};
 use underpass_objects::{
     CaptureState, Enrolment, Objects,
     enrolment::{self, NotEnrolled},
@@ -12,7 +16,7 @@ use underpass_objects::{
 
 use crate::translate::Reports;
 
-/// Names of waiting pods that a message has room for.
+/// Names of waiting pods, and mistakes, that a message has room for.
 const NAMED: usize = 3;
 
 /// Namespaces with something to tell.
@@ -30,6 +34,8 @@ pub struct Count {
     pub is_enrolled: bool,
     /// Its label says what nobody understands.
     pub unknown_label: Option<String>,
+    /// What stands in its own metadata or its pods' under the mesh's prefix and means nothing, in words.
+    pub unknown_keys: Vec<String>,
     /// Pods that belong into the mesh.
     pub wanted: usize,
     /// Those of them that are captured.
@@ -51,14 +57,25 @@ pub enum Enrolled {
     Waiting,
     /// It leaves, and some pods are captured still.
     Leaving,
+    /// Nothing of it has to do with the mesh, but somebody seems to have wanted that.
+    UnknownKey,
     /// Its label says what nobody understands.
     UnknownLabelValue,
 }
 
+/// The namespaces of which something is to be told anew.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// All of them.
+    pub namespaces: BTreeSet<String>,
+    /// Those in which something else means nothing than before.
+    pub mistaken: BTreeSet<String>,
+}
+
 impl Census {
-    /// Brings it to another state of the objects; the namespaces of which something else is to be told now. Costs what is
-    /// in the namespaces that the change concerns.
-    pub fn update(&mut self, objects: &Objects, reports: &Reports) -> BTreeSet<String> {
+    /// Brings it to another state of the objects; says what is to be told now. Costs what is in the namespaces that the
+    /// change concerns.
+    pub fn update(&mut self, objects: &Objects, reports: &Reports) -> News {
         let mut concerned: BTreeSet<String> = keys(&self.objects.namespaces, &objects.namespaces).into_iter().collect();
         concerned.extend(keys(&self.objects.pods, &objects.pods).into_iter().map(|name| name.namespace));
         if let (Reports::Apart(old), Reports::Apart(new)) = (&self.reports, reports) {
@@ -66,15 +83,20 @@ impl Census {
             concerned.extend(keys(old, new).into_iter().filter_map(of));
         }
         (self.objects, self.reports) = (objects.clone(), reports.clone());
+        let mut mistaken = BTreeSet::new();
         concerned.retain(|namespace| {
             let count = count(objects, reports, namespace);
             let before = match count.is_of_interest() {
                 true => self.counts.insert(namespace.clone(), count.clone()),
                 false => self.counts.remove(namespace),
             };
-            before.unwrap_or_default() != count
+            let before = before.unwrap_or_default();
+            if !count.unknown_keys.is_empty() && count.unknown_keys != before.unknown_keys {
+                mistaken.insert(namespace.clone());
+            }
+            before != count
         });
-        concerned
+        News { namespaces: concerned, mistaken }
     }
 
     /// The namespaces with something to tell.
@@ -88,8 +110,12 @@ fn count(objects: &Objects, reports: &Reports, name: &str) -> Count {
     let namespace = objects.namespaces.get(name).map(AsRef::as_ref);
     let mut count = Count { is_enrolled: namespace.is_some_and(enrolment::is_enrolled), ..Count::default() };
     let label = namespace.and_then(|namespace| namespace.metadata.labels.as_ref()?.get(MESH_LABEL)).cloned();
-    count.unknown_label = label.filter(|value| !["enabled", "disabled"].contains(&value.as_str()));
+    count.unknown_label = label.filter(|value| ![ENROLLED, NOT_ENROLLED].contains(&value.as_str()));
+    // Annotations of namespaces mean nothing to the mesh.
+    count.unknown_keys.extend(namespace.into_iter().flat_map(|namespace| unknown_keys(&namespace.metadata, &[])));
     for (pod_name, pod) in objects.pods_in(name) {
+        let of_pod = unknown_keys(&pod.metadata, &ANNOTATIONS);
+        count.unknown_keys.extend(of_pod.map(|problem| format!("pod {}: {problem}", pod_name.name)));
         let is_captured = reports.of(pod).is_some_and(|report| report.state == CaptureState::Captured);
         match (enrolment::wanted(namespace, pod), is_captured) {
             (Enrolment::Enrolled, true) => {
@@ -114,6 +140,17 @@ fn count(objects: &Objects, reports: &Reports, name: &str) -> Count {
     count
 }
 
+/// What of an object's metadata looks as if it were meant for the mesh, in words.
+fn unknown_keys(metadata: &ObjectMeta, annotations: &'static [&'static str]) -> impl Iterator<Item = String> {
+    let keys =
+        |map: &Option<BTreeMap<String, String>>| map.iter().flat_map(BTreeMap::keys).cloned().collect::<Vec<_>>();
+    let in_words = |what: &str, keys: &[String], known| {
+        label::unknown(keys, known).map(|error| format!("{what}: {error}")).collect::<Vec<_>>()
+    };
+    let labels = in_words("label", &keys(&metadata.labels), &LABELS);
+    labels.into_iter().chain(in_words("annotation", &keys(&metadata.annotations), annotations))
+}
+
 impl Count {
     fn is_of_interest(&self) -> bool {
         self.enrolled().is_some()
@@ -130,6 +167,8 @@ impl Count {
             Some(Enrolled::Waiting)
         } else if self.is_enrolled || self.wanted > 0 {
             Some(Enrolled::AllCaptured)
+        } else if !self.unknown_keys.is_empty() {
+            Some(Enrolled::UnknownKey)
         } else {
             None
         }
@@ -142,7 +181,8 @@ impl Count {
         if let Some(value) = &self.unknown_label {
             parts.push(format!("label {MESH_LABEL}: {value:?} means nothing, \"enabled\" or \"disabled\" does"));
         }
-        if self.wanted > 0 || self.unknown_label.is_none() {
+        parts.extend(self.mistakes());
+        if self.wanted > 0 || self.is_enrolled || parts.is_empty() {
             parts.push(format!("{} of {} pods captured", self.captured, self.wanted));
         }
         if !self.waiting.is_empty() {
@@ -156,6 +196,18 @@ impl Count {
         parts.extend(self.left_out.iter().map(|(why, count)| format!("{count} left out: {why}")));
         parts.join("; ")
     }
+
+    /// A few of the keys that mean nothing, for people.
+    #[must_use]
+    pub fn mistakes(&self) -> Option<String> {
+        let more = self.unknown_keys.len().saturating_sub(NAMED);
+        let named = self.unknown_keys.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join("; ");
+        match (named.is_empty(), more) {
+            (true, _) => None,
+            (false, 0) => Some(named),
+            (false, more) => Some(format!("{named}; and {more} more like these")),
+        }
+    }
 }
 
 impl Enrolled {
@@ -165,6 +217,7 @@ impl Enrolled {
         match self {
             Self::AllCaptured => "AllCaptured",
             Self::Leaving => "Leaving",
+            Self::UnknownKey => "UnknownKey",
             Self::UnknownLabelValue => "UnknownLabelValue",
             Self::Waiting => "Waiting",
         }
@@ -192,6 +245,30 @@ mod tests {
         manifest::read(text.as_bytes()).unwrap().objects.into_values().map(|located| located.object).collect()
     }
 
+    #[test]
+    fn a_mistake_is_told_when_it_comes_up_and_again_only_after_it_was_gone() {
+        let mut census = Census::default();
+        let (wrong, enabled) = ("underpass.dev/mehs: enabled", "underpass.dev/mesh: enabled");
+        let both = format!("{wrong}, {enabled}");
+        for (label, pod, is_told) in [
+            (wrong, "", true),
+            (&both, "", false),
+            (&both, CAPTURED, false),
+            (enabled, CAPTURED, false),
+            (&both, "", true),
+        ] {
+            let news = census.update(&objects(label, &[("a", pod)]), &Reports::OnPods);
+            assert_eq!(news.mistaken.contains("shop"), is_told, "{label} {pod}");
+        }
+    }
+
+    #[test]
+    fn a_message_has_room_for_a_few_mistakes() {
+        let label = "underpass.dev/a: x, underpass.dev/b: x, underpass.dev/c: x, underpass.dev/d: x";
+        let told = count(&objects(label, &[]), &Reports::OnPods, "shop").mistakes().unwrap();
+        assert!(told.contains("underpass.dev/c") && told.ends_with("; and 1 more like these"), "{told}");
+    }
+
     const CAPTURED: &str = "status: {conditions: [{type: underpass.dev/Captured, status: 'True', message: 'x; report 1 of the agent on a'}]}";
 
     #[test]
@@ -215,6 +292,22 @@ mod tests {
                 &[],
                 Some(Enrolled::UnknownLabelValue),
                 "label underpass.dev/mesh: \"yes\" means nothing, \"enabled\" or \"disabled\" does",
+            ),
+            (
+                "underpass.dev/mehs: enabled",
+                &[("a", "")],
+                Some(Enrolled::UnknownKey),
+                "label: the mesh knows no \"underpass.dev/mehs\" here: it knows underpass.dev/mesh",
+            ),
+            (
+                enabled,
+                &[("a, annotations: {underpass.dev/limit-connections: '1', underpass.dev/wrong: x}", CAPTURED)],
+                Some(Enrolled::AllCaptured),
+                "pod a: annotation: the mesh knows no \"underpass.dev/wrong\" here: it knows \
+                 underpass.dev/exclude-inbound-cidrs, underpass.dev/exclude-inbound-ports, \
+                 underpass.dev/exclude-outbound-cidrs, underpass.dev/exclude-outbound-ports, \
+                 underpass.dev/limit-buffered-bytes, underpass.dev/limit-connections, \
+                 underpass.dev/limit-descriptors, underpass.dev/limit-handshakes; 1 of 1 pods captured",
             ),
             (
                 enabled,
@@ -243,7 +336,7 @@ mod tests {
         ];
         for (label, pod, is_told) in steps {
             let changed = census.update(&objects(label, &[("a", pod)]), &Reports::OnPods);
-            assert_eq!(changed.contains("shop"), is_told, "{label} {pod}");
+            assert_eq!(changed.namespaces.contains("shop"), is_told, "{label} {pod}");
         }
         assert!(census.counts().is_empty());
     }

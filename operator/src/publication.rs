@@ -20,7 +20,7 @@ use underpass_runtime::{
 };
 
 use crate::{
-    census::Census,
+    census::{Census, Count, News},
     cluster::status::Told,
     intent, join,
     pushes::Push,
@@ -72,7 +72,9 @@ impl Publication {
                 drop(first.take());
                 self.reporting.published(&snapshot, version);
                 // Once even if there is nothing to tell: until then what stands in namespaces may be right.
-                if !census.update(&snapshot.objects, &reports).is_empty() || told.is_none() {
+                let news = census.update(&snapshot.objects, &reports);
+                tell_mistakes(&census, &news);
+                if !news.namespaces.is_empty() || told.is_none() {
                     self.telling.counts.send_replace(census.counts().clone());
                 }
                 if told.as_ref().is_none_or(|told| is_news(told, &snapshot)) {
@@ -181,6 +183,14 @@ fn tell_lost(snapshot: &Snapshot, readiness: &Readiness, lost: &mut BTreeMap<Ori
 fn tell(notes: &[Note]) {
     for note in notes {
         tracing::warn!(object = %note.object, field = note.field, problem = note.problem, "not used");
+    }
+}
+
+/// Labels and annotations that look as if they were meant for the mesh.
+fn tell_mistakes(census: &Census, news: &News) {
+    for namespace in &news.mistaken {
+        let problem = census.counts().get(namespace).and_then(Count::mistakes);
+        tracing::warn!(namespace, problem, "means nothing");
     }
 }
 

@@ -42,7 +42,7 @@ pub enum LabelError {
     #[error("{0:?} is no key: what stands before the slash must be a DNS name")]
     Prefix(String),
     /// It begins as the mesh's own do.
-    #[error("the mesh knows no {0:?}: it knows {known}", known = .1.join(", "))]
+    #[error("the mesh knows no {0:?} here: it knows {known}", known = known(.1))]
     Unknown(String, &'static [&'static str]),
     /// An annotation's value by which a pod would leave something out of capture.
     #[error(transparent)]
@@ -73,6 +73,19 @@ pub fn check_label(key: &str, value: &str) -> Result<(), LabelError> {
 pub fn check_annotation(key: &str, value: &str) -> Result<(), LabelError> {
     check_annotation_key(key)?;
     check_annotation_value(key, value)
+}
+
+/// Which of these keys begin as the mesh's own do and are none of those that it knows where they stand.
+pub fn unknown<'a>(
+    keys: impl IntoIterator<Item = &'a String>,
+    known: &'static [&'static str],
+) -> impl Iterator<Item = LabelError> {
+    let is_unknown = move |key: &&String| is_own(key) && !known.contains(&key.as_str());
+    keys.into_iter().filter(is_unknown).map(move |key| LabelError::Unknown(key.clone(), known))
+}
+
+fn known(known: &[&str]) -> String {
+    if known.is_empty() { "none".into() } else { known.join(", ") }
 }
 
 fn check_label_key(key: &str) -> Result<(), LabelError> {
@@ -157,6 +170,18 @@ mod tests {
         assert!(check_annotation_key(LIMIT_CONNECTIONS).is_ok());
         let told = check_annotation_key("underpass.dev/limit-conections").unwrap_err().to_string();
         assert!(told.contains("underpass.dev/limit-connections"), "{told}");
+    }
+
+    #[test]
+    fn only_own_keys_that_nobody_knows_are_told() {
+        let keys = ["app", MESH_LABEL, "underpass.dev/mehs", "underpass.dev.example/mesh", LIMIT_CONNECTIONS];
+        let keys = keys.map(str::to_owned);
+        let told = |known| unknown(&keys, known).map(|error| error.to_string()).collect::<Vec<_>>();
+        let wrong = |key: &str, known: &str| format!("the mesh knows no {key:?} here: it knows {known}");
+        let of_labels = ["underpass.dev/mehs", LIMIT_CONNECTIONS].map(|key| wrong(key, MESH_LABEL));
+        assert_eq!(told(&LABELS), of_labels);
+        let of_namespaces = [MESH_LABEL, "underpass.dev/mehs", LIMIT_CONNECTIONS].map(|key| wrong(key, "none"));
+        assert_eq!(told(&[]), of_namespaces);
     }
 
     #[test]

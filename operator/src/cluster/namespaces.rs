@@ -107,6 +107,7 @@ fn turn(
         }
         Some(Enrolled::Waiting | Enrolled::AllCaptured) => None,
         Some(Enrolled::Leaving) => Some((Severity::Normal, "MeshLeaving")),
+        Some(Enrolled::UnknownKey) => Some((Severity::Warning, "MeshKeyUnknown")),
         Some(Enrolled::UnknownLabelValue) => Some((Severity::Warning, "MeshLabelUnknown")),
         None => Some((Severity::Normal, "MeshLeft")),
     }
@@ -216,7 +217,7 @@ mod tests {
 
     #[test]
     fn people_hear_of_turning_points_and_of_no_rollout() {
-        use Enrolled::{AllCaptured, Leaving, UnknownLabelValue, Waiting};
+        use Enrolled::{AllCaptured, Leaving, UnknownKey, UnknownLabelValue, Waiting};
         let (normal, warning) = (Severity::Normal, Severity::Warning);
         let mut beginning = Beginning::default();
         let mut before = None;
@@ -232,6 +233,7 @@ mod tests {
             (Some(Leaving), Some((normal, "MeshLeaving"))),
             (None, Some((normal, "MeshLeft"))),
             (Some(UnknownLabelValue), Some((warning, "MeshLabelUnknown"))),
+            (Some(UnknownKey), Some((warning, "MeshKeyUnknown"))),
             // Without a pod there is nothing to wait for.
             (Some(AllCaptured), Some((normal, "MeshEnrolled"))),
             (None, Some((normal, "MeshLeft"))),
