@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -97,6 +98,14 @@ pub enum StatusError {
     /// A pod uid that cannot be a file's name.
     #[error("pod uid {0:?} is not 1 to 128 letters, digits, dots, dashes or underscores")]
     PodUid(String),
+    /// Everybody may write there, and so say who is captured.
+    #[error("{path} has mode {mode:04o}, but must not be open to everybody's writing")]
+    Mode {
+        /// The directory.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// The file system said no.
     #[error("{path}: {source}")]
     Io {
@@ -114,11 +123,18 @@ impl StatusDirectory {
     /// Makes the directory's parts where they are missing.
     ///
     /// # Errors
-    /// If they cannot be made.
+    /// If they cannot be made, or everybody may write there.
     pub fn open(root: &Path) -> Result<Self, StatusError> {
-        for part in [CAPTURE, WITHDRAWN] {
-            let path = root.join(part);
-            fs::create_dir_all(&path).map_err(|source| StatusError::Io { path, source })?;
+        let parts = [CAPTURE, WITHDRAWN].map(|part| root.join(part));
+        for path in &parts {
+            fs::create_dir_all(path).map_err(|source| StatusError::Io { path: path.clone(), source })?;
+        }
+        for path in [root.to_owned()].into_iter().chain(parts) {
+            let looked = fs::metadata(&path);
+            let mode = looked.map_err(|source| StatusError::Io { path: path.clone(), source })?.mode() & 0o7777;
+            if mode & 0o002 != 0 {
+                return Err(StatusError::Mode { path, mode });
+            }
         }
         let answers = Answers { watch: Mutex::default(), looked: watch::Sender::new(()) };
         Ok(Self { root: root.into(), answers: Arc::new(answers) })
@@ -397,6 +413,20 @@ mod tests {
         directory.forget(&uid).unwrap();
         assert_eq!(directory.read().unwrap(), Status::default());
         directory.forget(&uid).unwrap();
+    }
+
+    #[test]
+    fn refuses_a_place_where_everybody_may_say_who_is_captured() {
+        use std::os::unix::fs::PermissionsExt as _;
+        for (part, mode, good) in
+            [("", 0o755, true), ("", 0o1777, false), (CAPTURE, 0o777, false), (WITHDRAWN, 0o775, true)]
+        {
+            let (home, _directory) = bench();
+            let root = home.path().join("status");
+            fs::set_permissions(root.join(part), fs::Permissions::from_mode(mode)).unwrap();
+            let opened = StatusDirectory::open(&root);
+            assert_eq!(opened.is_ok(), good, "{part} {mode:o}: {:?}", opened.err().map(|error| error.to_string()));
+        }
     }
 
     #[test]
