@@ -1,6 +1,6 @@
 //! What the operator shows of itself to people, and what they may ask of it.
 
-use std::time::SystemTime;
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use http::{Method, Request, StatusCode};
 use imbl::OrdMap;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use underpass_discovery::{server::Publisher, wire::ResourceType};
 use underpass_model::{Identity, TrustDomain};
-use underpass_objects::Snapshot;
+use underpass_objects::{ObjectName, Objects, Snapshot, pod};
 use underpass_runtime::admin::{Answer, Pages, json, text};
 
 use crate::{
@@ -22,7 +22,7 @@ impl Running {
     /// Debugging pages: `/problems` with what is not taken, `/policies` with what became of the mesh's own objects,
     /// `/namespaces` with how far their enrolment has come, `/subscribers` with how far each has come, `/authority` with
     /// roots, issuing certificate and revocations. What changes something is a POST: `/rotate?what=root|issuing` and
-    /// `/revoke?identity=SPIFFE-ID` or `?serial=HEX`.
+    /// `/revoke?identity=SPIFFE-ID` or `?serial=HEX`, which a DELETE takes back.
     #[must_use]
     pub fn pages(&self) -> Pages {
         let publisher = self.publisher.clone();
@@ -38,14 +38,20 @@ impl Running {
             let status = json!(authority.status());
             async move { json(status.to_string()) }
         };
-        let (rotating, revoking) = (self.authority.clone(), self.authority.clone());
-        let rotate = move |request: Request<()>| rotate(rotating.clone(), parameter(&request));
-        let revoke = move |request: Request<()>| revoke(revoking.clone(), parameter(&request));
+        let [rotating, revoking, restoring] = [(); 3].map(|()| self.authority.clone());
+        let objects = self.objects.clone();
+        let rotate = move |request: Request<()>| rotate(rotating.clone(), parameters(&request));
+        let revoke = move |request: Request<()>| {
+            let objects = Arc::clone(&objects.borrow().objects);
+            revoke(revoking.clone(), parameters(&request), objects)
+        };
+        let restore = move |request: Request<()>| restore(restoring.clone(), parameters(&request));
         pages
             .page(Method::GET, "/subscribers", subscribers)
             .page(Method::GET, "/authority", shown)
             .page(Method::POST, "/rotate", rotate)
             .page(Method::POST, "/revoke", revoke)
+            .page(Method::DELETE, "/revoke", restore)
     }
 }
 
@@ -115,17 +121,17 @@ fn subscribers(publisher: &Publisher) -> Value {
     json!({ "version": publisher.version(), "resources": resources, "subscribers": subscribers })
 }
 
-/// The only parameter of a request, if there is one.
-fn parameter(request: &Request<()>) -> Option<(String, String)> {
-    let (name, value) = request.uri().query()?.split_once('=')?;
+type Parameters = BTreeMap<String, String>;
+
+fn parameters(request: &Request<()>) -> Parameters {
+    let pairs = request.uri().query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
     // Nothing that is asked for has other bytes than these two in need of an escape.
-    Some((name.to_owned(), value.replace("%3A", ":").replace("%2F", "/")))
+    pairs.map(|(name, value)| (name.to_owned(), value.replace("%3A", ":").replace("%2F", "/"))).collect()
 }
 
-async fn rotate(authority: Authority, parameter: Option<(String, String)>) -> Answer {
+async fn rotate(authority: Authority, parameters: Parameters) -> Answer {
     let now = SystemTime::now();
-    let what = parameter.filter(|(name, _)| name == "what").map(|(_, what)| what);
-    let done = match what.as_deref() {
+    let done = match parameters.get("what").map(String::as_str) {
         Some("issuing") => authority.replace_issuing(now).await,
         Some("root") => authority.replace_root(now).await,
         _ => return text(StatusCode::BAD_REQUEST, "what=issuing or what=root\n"),
@@ -133,16 +139,44 @@ async fn rotate(authority: Authority, parameter: Option<(String, String)>) -> An
     answer(&authority, done)
 }
 
-async fn revoke(authority: Authority, parameter: Option<(String, String)>) -> Answer {
-    let what = match parameter.as_ref().map(|(name, value)| (name.as_str(), value)) {
-        Some(("identity", name)) => identity_of_ours(name, authority.trust_domain()).map(Revoke::Identity),
-        Some(("serial", digits)) => digits.parse().map(Revoke::Serial).map_err(|error| error.to_string()),
-        _ => Err("identity=SPIFFE-ID or serial=HEX".to_owned()),
-    };
+async fn revoke(authority: Authority, parameters: Parameters, objects: Arc<Objects>) -> Answer {
+    let what = what(&parameters, authority.trust_domain()).and_then(|what| match &what {
+        Revoke::Identity(identity) if !parameters.contains_key(UNKNOWN) && !is_known(identity, &objects) => Err(format!(
+            "no pod runs as {identity}, nor is there such a service account; to revoke it all the same: &{UNKNOWN}=yes"
+        )),
+        _ => Ok(what),
+    });
     match what {
         Ok(what) => answer(&authority, authority.revoke(what, SystemTime::now()).await),
         Err(problem) => text(StatusCode::BAD_REQUEST, problem + "\n"),
     }
+}
+
+async fn restore(authority: Authority, parameters: Parameters) -> Answer {
+    match what(&parameters, authority.trust_domain()) {
+        Ok(what) => answer(&authority, authority.restore(what, SystemTime::now()).await),
+        Err(problem) => text(StatusCode::BAD_REQUEST, problem + "\n"),
+    }
+}
+
+/// The parameter by which somebody says that an identity need not be known.
+const UNKNOWN: &str = "unknown";
+
+/// Whom or what a request is about.
+fn what(parameters: &Parameters, ours: &TrustDomain) -> Result<Revoke, String> {
+    match (parameters.get("identity"), parameters.get("serial")) {
+        (Some(name), None) => identity_of_ours(name, ours).map(Revoke::Identity),
+        (None, Some(digits)) => digits.parse().map(Revoke::Serial).map_err(|error| error.to_string()),
+        _ => Err("identity=SPIFFE-ID or serial=HEX".to_owned()),
+    }
+}
+
+/// Whether somebody is, or could be, called so: a name that was mistyped revokes nobody. Accounts that are gone may have
+/// left certificates behind.
+fn is_known(identity: &Identity, objects: &Objects) -> bool {
+    let (namespace, account) = (identity.namespace(), identity.service_account());
+    objects.service_accounts.contains_key(&ObjectName::new(namespace, account))
+        || objects.pods_in(namespace).any(|(_, pod)| pod::service_account(pod) == account)
 }
 
 /// Of another trust domain nothing would match, and who revokes would believe that it is done.
@@ -168,7 +202,46 @@ fn seconds_since(time: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use underpass_objects::manifest;
+
     use super::*;
+
+    #[test]
+    fn a_request_is_about_one_identity_or_one_certificate() {
+        let told = |query: &str| {
+            let request = Request::get(format!("/revoke?{query}")).body(()).unwrap();
+            what(&parameters(&request), &TrustDomain::default()).map(|what| what.to_string())
+        };
+        let name = "spiffe://cluster.local/ns/demo/sa/client";
+        for (query, expected) in [
+            ("identity=spiffe%3A%2F%2Fcluster.local%2Fns/demo/sa/client", Ok(name)),
+            ("unknown=yes&identity=spiffe://cluster.local/ns/demo/sa/client", Ok(name)),
+            ("serial=0a0b0c0d0e0f0102", Ok("certificate 0A0B0C0D0E0F0102")),
+            ("serial=0a0b0c0d0e0f0102&identity=spiffe://cluster.local/ns/demo/sa/client", Err("identity=")),
+            ("name=client", Err("identity=")),
+            ("serial=x", Err("not a serial number")),
+        ] {
+            match (told(query), expected) {
+                (Ok(told), Ok(expected)) => assert!(told.eq_ignore_ascii_case(expected), "{query}: {told}"),
+                (Err(told), Err(part)) => assert!(told.contains(part), "{query}: {told}"),
+                (told, _) => panic!("{query}: {told:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_identity_is_known_by_its_account_or_by_a_pod() {
+        let manifests = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: idle, namespace: shop}}\n---\n\
+            {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: shop}, spec: {serviceAccountName: web}}\n";
+        let objects = manifest::read(manifests.as_bytes()).unwrap().objects;
+        let objects: Objects = objects.into_values().map(|located| located.object).collect();
+        for (account, known) in
+            [("shop/sa/idle", true), ("shop/sa/web", true), ("shop/sa/wbe", false), ("x/sa/web", false)]
+        {
+            let identity = format!("spiffe://cluster.local/ns/{account}").parse().unwrap();
+            assert_eq!(is_known(&identity, &objects), known, "{account}");
+        }
+    }
 
     #[test]
     fn only_identities_that_could_match_are_revoked() {

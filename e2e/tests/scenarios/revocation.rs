@@ -81,6 +81,14 @@ fn a_revoked_identity_and_a_revoked_certificate_are_cut_off_and_nobody_else_is()
         until(SHORT, "the other's connection to live on", || held.output().lines().count() > exchanges + 3).unwrap();
     }
 
+    // Nobody is called so, and whoever mistyped it would believe that it is done.
+    let mistyped = format!("/revoke?identity={}x", identity_of(&thief));
+    let refused = format!("{:#}", operator(&lab, "POST", &mistyped).unwrap_err());
+    assert!(refused.contains("no pod runs as"), "{refused}");
+    operator(&lab, "POST", &format!("{mistyped}&unknown=yes")).unwrap();
+    let status = operator(&lab, "DELETE", &mistyped).unwrap();
+    assert_eq!(status["revoked"].as_array().unwrap().len(), 1);
+
     let since = Instant::now();
     operator(&lab, "POST", &format!("/revoke?serial={}", old[1])).unwrap();
     wait_cut(&lab, &of_other, since, &other, &far);
@@ -111,4 +119,6 @@ fn a_revoked_identity_and_a_revoked_certificate_are_cut_off_and_nobody_else_is()
     assert_eq!(status["revoked"].as_array().unwrap().len(), 2);
     wait_authenticated(&lab, &other, &far).unwrap();
     open(&lab, &far, &stolen).unwrap_err();
+    operator(&lab, "DELETE", &format!("/revoke?identity={}", identity_of(&thief))).unwrap();
+    until(SHORT, "what is believed again to be let in", || open(&lab, &far, &stolen).is_ok()).unwrap();
 }

@@ -111,6 +111,9 @@ pub enum OpenError {
     /// The issuing certificate cannot be made.
     #[error("cannot make an issuing certificate")]
     Issuing(#[from] SignError),
+    /// Nothing of the kind is revoked.
+    #[error("{0} is not revoked")]
+    NotRevoked(Revoke),
     /// Others changed the state again and again.
     #[error("others changed the state {ATTEMPTS} times while we wanted to")]
     Contended,
@@ -210,6 +213,7 @@ struct Order {
     replace_root: bool,
     replace_issuing: bool,
     revoke: Option<Revoke>,
+    restore: Option<Revoke>,
 }
 
 impl Order {
@@ -230,6 +234,9 @@ impl Order {
             };
             // Some certificates may have been signed by a process whose clock is ahead.
             revoked = revoked.with(what, now, lasts + BACKDATED);
+        }
+        if let Some(what) = &self.restore {
+            revoked = revoked.without(what).ok_or_else(|| OpenError::NotRevoked(what.clone()))?;
         }
         if revoked != before {
             state.revoked = Some(revoked.write()?);
@@ -314,6 +321,15 @@ impl Authority {
     pub async fn revoke(&self, what: Revoke, now: SystemTime) -> Result<(), OpenError> {
         tracing::warn!(?what, "revoked");
         self.change(&Order { revoke: Some(what), ..Order::default() }, now).await
+    }
+
+    /// Takes a revocation back; everybody in the mesh is told at once, and what it meant is good again.
+    ///
+    /// # Errors
+    /// [`OpenError`], also when there is no such revocation.
+    pub async fn restore(&self, what: Revoke, now: SystemTime) -> Result<(), OpenError> {
+        tracing::warn!(?what, "believed again");
+        self.change(&Order { restore: Some(what), ..Order::default() }, now).await
     }
 
     /// From now on certificates live so long, and not longer than the options say; true if that was otherwise. Those that

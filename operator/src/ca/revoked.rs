@@ -1,6 +1,9 @@
 //! What the authority revoked: a short list, since an entry is of no use once every certificate that it means has expired.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize};
 use underpass_model::{Identity, Revocation, SerialNumber};
@@ -12,6 +15,26 @@ pub enum Revoke {
     Identity(Identity),
     /// One certificate, a workload's or an issuing one.
     Serial(SerialNumber),
+}
+
+impl Revoke {
+    /// Whether an entry says just this.
+    fn is_said_by(&self, revocation: &Revocation) -> bool {
+        match (self, revocation) {
+            (Self::Identity(wanted), Revocation::Identity { identity, .. }) => wanted == identity,
+            (Self::Serial(wanted), Revocation::Serial(serial)) => wanted == serial,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Revoke {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Identity(identity) => identity.fmt(f),
+            Self::Serial(serial) => write!(f, "certificate {serial}"),
+        }
+    }
 }
 
 /// Why the list is not what it should be.
@@ -93,6 +116,13 @@ impl Revoked {
         self
     }
 
+    /// Without an entry; none if there is no such entry.
+    pub(super) fn without(mut self, what: &Revoke) -> Option<Self> {
+        let before = self.0.len();
+        self.0.retain(|entry| !what.is_said_by(&entry.revocation));
+        (self.0.len() < before).then_some(self)
+    }
+
     /// When a new certificate of an identity must begin, at the earliest.
     pub(super) fn begins(&self, identity: &Identity) -> Option<u64> {
         self.0.iter().find_map(|entry| match &entry.revocation {
@@ -161,6 +191,10 @@ mod tests {
         let later = revoked.clone().at(now + DAY);
         assert_eq!((later.begins(&web), later.revocations().count()), (None, 1));
         assert_eq!(revoked.clone().at(now + DAY * 30), Revoked::default());
+        let restored = revoked.clone().without(&Revoke::Identity(web.clone())).unwrap();
+        assert_eq!((restored.begins(&web), restored.revocations().count()), (None, 1));
+        assert_eq!(restored.without(&Revoke::Identity(web.clone())), None, "it is not revoked");
+        assert_eq!(revoked.clone().without(&Revoke::Serial("0909090909090909".parse().unwrap())), None);
         let twice = revoked.with(Revoke::Identity(web.clone()), now, DAY);
         assert_eq!((twice.begins(&web), twice.revocations().count()), (Some(seconds(now) + 1), 2));
     }

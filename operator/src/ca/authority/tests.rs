@@ -324,8 +324,15 @@ async fn a_revoked_identity_gets_certificates_that_are_not_and_the_next_process_
     let next = place.open(soon).await.unwrap();
     assert_eq!(*next.told().borrow().revocations, [wanted]);
     assert!(revocations.check(issue(&next, DAY, soon).certificate.chain()).is_ok());
+    authority.restore(Revoke::Identity(web()), soon).await.unwrap();
+    assert_eq!(authority.told().borrow().revocations.len(), 0, "taken back");
+    let again = authority.restore(Revoke::Identity(web()), soon).await.unwrap_err();
+    assert_eq!(again.to_string(), format!("{} is not revoked", web()));
+    authority.revoke(Revoke::Identity(web()), soon).await.unwrap();
+    next.refresh(soon).await.unwrap();
+    assert_eq!(next.told().borrow().revocations.len(), 1);
     // When no old certificate can be left.
-    next.refresh(*NOW + DAY + Duration::from_secs(61)).await.unwrap();
+    next.refresh(soon + DAY + Duration::from_secs(61)).await.unwrap();
     assert_eq!(next.told().borrow().revocations.len(), 0);
 }
 
