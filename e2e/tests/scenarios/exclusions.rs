@@ -1,7 +1,7 @@
 //! Annotations leave out what a user wants left out, and nothing else.
 
-use underpass_e2e::{MESH, get, server, world};
-use underpass_lab::{PodSpec, Wire};
+use underpass_e2e::{MESH, SHORT, get, server, world};
+use underpass_lab::{PodSpec, Program, Wire, until};
 use underpass_model::names::{EXCLUDE_INBOUND_PORTS, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, HBONE_PORT};
 
 /// What the fabric shows of one call to `far`.
@@ -35,6 +35,19 @@ fn what_is_not_left_out_is_captured() {
 }
 
 #[test]
+fn an_annotation_that_changes_is_followed_and_nothing_was_put_right() {
+    let world = world();
+    let pod = world.lab.pod_add(&PodSpec::new("node-a", MESH, "changes-its-mind")).unwrap();
+    world.lab.wait_captured(&pod, true, SHORT).unwrap();
+    world.lab.annotate_pod(&pod.name, EXCLUDE_OUTBOUND_PORTS, Some("9999")).unwrap();
+    let agent = world.lab.program(&Program::agent("node-a")).unwrap();
+    let told = || agent.output().lines().filter(|line| line.contains(&pod.uid)).map(str::to_owned).collect::<Vec<_>>();
+    until(SHORT, "the agent to follow", || told().iter().any(|line| line.contains("follow its annotations"))).unwrap();
+    assert!(!told().iter().any(|line| line.contains("put right")), "{:#?}", told());
+    world.lab.pod_delete(&pod.name).unwrap();
+}
+
+#[test]
 fn inbound_ports_are_left_out_for_strangers() {
     let world = world();
     let spec = PodSpec::new("node-b", MESH, "leaves-inbound").annotation(EXCLUDE_INBOUND_PORTS, "8080");
@@ -44,7 +57,7 @@ fn inbound_ports_are_left_out_for_strangers() {
     let url = format!("http://{}:8081/", pod.v4().unwrap());
     // The echo server's answer is no HTTP, but its connection is accounted for after the other would have been.
     get(&world.lab, world.plain_client.place(), &url).ok();
-    underpass_lab::until(underpass_e2e::SHORT, "the captured port to be accounted for", || {
+    until(SHORT, "the captured port to be accounted for", || {
         underpass_e2e::inbound(&world.lab, &pod, &world.plain_client).is_ok_and(|lines| !lines.is_empty())
     })
     .unwrap();

@@ -199,26 +199,39 @@ impl PodTask {
             (Err(failure), None) => return Err(failure),
         };
         self.at(Link::Rules, "the rules are being looked at");
-        self.mend(exclusions.clone(), Phase::Captured).await?;
-        self.programmed = Some(exclusions);
+        let difference = self.mend(exclusions.clone(), Phase::Captured).await?;
+        let before = self.programmed.replace(exclusions);
+        if let Some(difference) = difference {
+            self.tell_difference(&difference, before.is_some() && before != self.programmed);
+        }
         if !self.reported {
             self.report_captured().await?;
         }
         Ok(())
     }
 
-    async fn mend(&self, exclusions: Exclusions, phase: Phase) -> Result<(), PluginFailure> {
+    /// What differed, and does no more.
+    async fn mend(&self, exclusions: Exclusions, phase: Phase) -> Result<Option<String>, PluginFailure> {
         // Who waits for an answer is no routine.
         let _turn = match self.adding {
             Some(_) => None,
             None => self.shared.gates.looking.acquire().await.ok(),
         };
         let mend = move |programmer: &Programmer, netns: BorrowedFd<'_>| programmer.mend(netns, &exclusions, phase);
-        if let Mended::Repaired(difference) = self.program(mend).await? {
+        Ok(match self.program(mend).await? {
+            Mended::Repaired(difference) => Some(difference),
+            Mended::Intact => None,
+        })
+    }
+
+    /// Rules that were not as they should be, or that should be others than before.
+    fn tell_difference(&self, difference: &str, is_wanted: bool) {
+        if is_wanted {
+            tracing::info!(pod.uid = %self.uid, difference, "the rules of a captured pod follow its annotations");
+        } else {
             tracing::warn!(pod.uid = %self.uid, difference, "the rules of a captured pod were put right");
             metrics::counter!("underpass_agent_rules_repaired_total").increment(1);
         }
-        Ok(())
     }
 
     /// Report, withdrawal, redirect away, last captured connection, cleaning up.
@@ -270,9 +283,13 @@ impl PodTask {
                 self.give_up(Rules::Stay).await;
                 return false;
             }
-            if let Err(failure) = self.mend(Exclusions::default(), Phase::Draining).await {
-                self.fail(failure).await;
-                return false;
+            match self.mend(Exclusions::default(), Phase::Draining).await {
+                Ok(None) => {}
+                Ok(Some(difference)) => self.tell_difference(&difference, false),
+                Err(failure) => {
+                    self.fail(failure).await;
+                    return false;
+                }
             }
         }
     }
