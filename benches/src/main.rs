@@ -35,6 +35,13 @@ enum Command {
         /// Where the charts go
         to: PathBuf,
     },
+    /// Sees whether a command line can be used, and does nothing
+    #[command(hide = true)]
+    Check {
+        /// The rest of it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Answers HTTP requests at a port, and echoes bytes at the next one
     #[command(hide = true)]
     Serve {
@@ -54,6 +61,11 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
+        Command::Check { arguments } => {
+            // Ends here if it cannot be used.
+            drop(Command::parse_from(std::iter::once("underpass-bench".to_owned()).chain(arguments)));
+            Ok(())
+        }
         Command::Run(options) => run::run(&options),
         Command::Grow(options) => grow::run(&options),
         Command::Scale(options) => scale::run(&options),

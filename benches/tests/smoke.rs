@@ -67,3 +67,21 @@ fn every_sweep_gives_charts() {
         assert!(svg.contains("in proportion"), "{name}");
     }
 }
+
+#[test]
+fn a_command_line_is_checked_without_a_measurement() {
+    let check = |arguments: &[&str]| {
+        let mut bench = Command::new(env!("CARGO_BIN_EXE_underpass-bench"));
+        bench.arg("check").args(arguments).output().unwrap()
+    };
+    for (arguments, status) in [
+        (&["run", "--quick", "--measure", "bulk-1"][..], 0),
+        (&["run", "--qiuck"], 2),
+        (&["grow", "--nonsense"], 2),
+        (&["plot", "only-one"], 2),
+    ] {
+        let output = check(arguments);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty());
+    }
+}
