@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 use underpass_lab::{Lab, ObjectName, Options, Place, Pod, PodName, PodSpec, until};
 use underpass_objects::{Kind, guarded::is_network_policy};
 
@@ -116,6 +117,13 @@ enum Verb {
         #[arg(required = true, value_name = "NODE")]
         nodes: Vec<String>,
     },
+    /// Start programs of the mesh again; one that runs is ended first.
+    #[command(after_help = "Examples:\n  underpass lab restart node-a.agent\n  underpass lab restart operator")]
+    Restart {
+        /// Such as `operator`, `node-a.agent` or, where it has ended, `node-a.nodeproxy`.
+        #[arg(required = true, value_name = "PROGRAM")]
+        programs: Vec<String>,
+    },
     /// Walk through what the mesh does, in about a minute, showing what is observed.
     Demo,
     /// End a lab: programs, network namespaces and files.
@@ -195,7 +203,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let name = arguments.name.as_deref();
     let lab = || Lab::attach(&meant(name)?);
     match arguments.verb {
-        Verb::Up(options) => up(name.unwrap_or(DEFAULT), &options)?,
+        Verb::Up(options) => {
+            heed_signals()?;
+            up(name.unwrap_or(DEFAULT), &options)?;
+        }
         Verb::Status { output } => {
             // It asks the proxies, each where it runs.
             need_root()?;
@@ -210,7 +221,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Logs { program, follow } => logs(&lab()?, program.as_deref(), follow)?,
         Verb::Metrics { node } => say(lab()?.metrics(&node)?.trim_end()),
         Verb::Upgrade { nodes } => upgrade(&lab()?, &nodes)?,
-        Verb::Demo => return demo::walk(name.unwrap_or(demo::NAME)),
+        Verb::Restart { programs } => restart(&lab()?, &programs)?,
+        Verb::Demo => {
+            heed_signals()?;
+            return demo::walk(name.unwrap_or(demo::NAME));
+        }
         Verb::Down { all } => down(name, all)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -237,11 +252,13 @@ fn up(name: &str, up: &Up) -> Result<()> {
     options.nodes = up.nodes;
     options.mesh = !up.without_mesh;
     let progress = Progress::new();
-    let lab = Lab::up_telling(options, &mut |step| progress.step(step))?;
-    if !up.empty {
-        progress.step("starting the sample: client, web and redis in namespace demo");
-        sample::start(&lab)?;
-    }
+    Lab::up_with(options, &mut |step| progress.step(step), |lab, tell| {
+        if up.empty {
+            return Ok(());
+        }
+        tell("starting the sample: client, web and redis in namespace demo");
+        sample::start(lab)
+    })?;
     progress.step(&format!("lab {name} is up"));
     Ok(())
 }
@@ -402,6 +419,32 @@ fn upgrade(lab: &Lab, nodes: &[String]) -> Result<()> {
             None => format!("{node} has a new proxy; {name} (process {pid}) had nothing left to do"),
         });
     }
+    Ok(())
+}
+
+fn restart(lab: &Lab, programs: &[String]) -> Result<()> {
+    need_root()?;
+    for name in programs {
+        let process = lab.restart(name)?;
+        say(&format!("{name} runs as process {}", process.pid));
+    }
+    Ok(())
+}
+
+/// Whoever interrupts what takes its time, or ends it, shall not be left with half of it.
+fn heed_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let (mut interrupts, mut terminations) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            while tokio::select! { came = interrupts.recv() => came, came = terminations.recv() => came }.is_some() {
+                underpass_lab::interrupt();
+            }
+        });
+    });
     Ok(())
 }
 

@@ -111,7 +111,12 @@ pub(super) fn refuse_own_pod(pod: &PodName) -> Result<()> {
 /// What whoever changed pods of these nodes should hear, given the nodes whose agent has ended.
 pub(super) fn unheard(nodes: &[String], ended: &[String]) -> Vec<String> {
     let said = ended.iter().filter(|node| nodes.contains(node));
-    said.map(|node| format!("the agent of {node} has ended: nothing there follows")).collect()
+    let line = |node| {
+        format!(
+            "the agent of {node} has ended, and nothing there follows: `underpass lab restart {node}.agent` starts it"
+        )
+    };
+    said.map(line).collect()
 }
 
 /// Refuses what is not there to run, for `ip netns exec` would say so as if it were the program's own word. `search` is
@@ -215,7 +220,7 @@ mod tests {
             assert_eq!(unheard(&names(nodes), &names(ended)).len(), told, "{nodes:?} {ended:?}");
         }
         let told = unheard(&names(&["node-b"]), &names(&["node-b"]));
-        assert_eq!(told, ["the agent of node-b has ended: nothing there follows"]);
+        assert!(told[0].contains("`underpass lab restart node-b.agent`"), "{told:?}");
     }
 
     #[test]

@@ -49,10 +49,11 @@ fn start(name: &str) -> Result<Lab> {
         Lab::down(name)?;
     }
     // A lab of somebody else's making stays, and is told of.
-    let lab = Lab::up_telling(options, &mut |step| progress.step(step))?;
-    fs::write(lab.paths().root().join(MARK), "")?;
-    progress.step("starting client on node-a, web and redis on node-b");
-    sample::start(&lab)?;
+    let lab = Lab::up_with(options, &mut |step| progress.step(step), |lab, tell| {
+        fs::write(lab.paths().root().join(MARK), "")?;
+        tell("starting client on node-a, web and redis on node-b");
+        sample::start(lab)
+    })?;
     progress.step("the lab is up");
     Ok(lab)
 }

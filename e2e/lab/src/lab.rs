@@ -14,7 +14,7 @@ use crate::{
     preflight,
     process::{Process, end_all, start_time},
     services, topology,
-    wait::eventually,
+    wait::{self, eventually},
 };
 
 /// What the network namespaces of the node agent's own tests begin with.
@@ -34,14 +34,18 @@ impl Lab {
     /// # Errors
     /// If something is missing on this machine, a lab of this name runs, or a program does not start; then nothing stays.
     pub fn up(options: Options) -> Result<Self> {
-        Self::up_telling(options, &mut |_| ())
+        Self::up_with(options, &mut |_| (), |_, _| Ok(()))
     }
 
-    /// [`Self::up`], telling each step before it is taken.
+    /// [`Self::up`] with more in it, telling each step before it is taken.
     ///
     /// # Errors
-    /// As [`Self::up`].
-    pub fn up_telling(options: Options, tell: &mut dyn FnMut(&str)) -> Result<Self> {
+    /// As [`Self::up`]; also when `furnish` fails, or somebody [interrupts](crate::interrupt).
+    pub fn up_with(
+        options: Options,
+        tell: &mut dyn FnMut(&str),
+        furnish: impl FnOnce(&Self, &mut dyn FnMut(&str)) -> Result<()>,
+    ) -> Result<Self> {
         check_name(&options.name)?;
         preflight::check(&options)?;
         let name = options.name.clone();
@@ -55,15 +59,16 @@ impl Lab {
             return Err(error).context(paths.root().display().to_string());
         }
         let lab = Self::with(options, paths);
-        if let Err(error) = lab.build(tell) {
-            // With the logs it explains itself; without the lab they would be gone.
-            let logs = lab.last_words();
-            if !config::keep() {
-                Self::down(&name).ok();
-            }
-            bail!("lab {name} did not come up: {error:#}{logs}");
-        }
-        Ok(lab)
+        let Err(error) = lab.build(tell).and_then(|()| furnish(&lab, tell)) else { return Ok(lab) };
+        // With the logs it explains itself, unless somebody knows why it ended; without the lab they would be gone.
+        let logs = if wait::uninterrupted().is_ok() { lab.last_words() } else { String::new() };
+        let down = if config::keep() { None } else { Some(Self::down(&name)) };
+        let left = match down {
+            None => "all of it is kept".to_owned(),
+            Some(Ok(_)) => "nothing of it is left".to_owned(),
+            Some(Err(error)) => format!("`underpass lab down --name {name}` removes what is left ({error:#})"),
+        };
+        bail!("lab {name} did not come up: {error:#}; {left}{logs}");
     }
 
     pub(crate) fn with(options: Options, paths: Paths) -> Self {
@@ -146,13 +151,20 @@ impl Lab {
         candidates.into_iter().find(|number| !taken.contains(number)).unwrap_or_default()
     }
 
-    /// Removes everything of a lab: programs, namespaces, files. Also what a crash left; tells whether there was any.
+    /// Removes everything of a lab: programs, namespaces, files. Also what a crash left; tells whether there was any. Of
+    /// several at once the others wait for the first.
     ///
     /// # Errors
     /// If something cannot be removed.
     pub fn down(name: &str) -> Result<bool> {
         check_name(name)?;
+        wait::go_on();
         let paths = Paths::new(name);
+        // Of the directory itself, which goes with the lab: whoever waited finds nothing then.
+        let alone = fs::File::open(paths.root());
+        if let Ok(directory) = &alone {
+            directory.lock().context("waiting for another one that takes this lab down")?;
+        }
         let namespaces = netns::named(&paths.prefix());
         let existed = paths.root().exists() || !namespaces.is_empty();
         let mut pids: Vec<i32> =

@@ -39,5 +39,5 @@ pub use pod::{Pod, PodSpec};
 pub use probe::{Probe, ProbeAnswer};
 pub use process::{Output, Process};
 pub use upgrade::Former;
-pub use wait::{eventually, until};
+pub use wait::{eventually, interrupt, until};
 pub use wire::{Capture, Segment, Wire};

@@ -129,6 +129,29 @@ impl Lab {
         self.program(program)
     }
 
+    /// Starts a program of the mesh again by the name that its process has; one that runs is ended first.
+    ///
+    /// # Errors
+    /// If no such program was started, or it is a node's proxy that runs, whose connections would be cut, or it does not
+    /// serve; with the end of its log.
+    pub fn restart(&self, name: &str) -> Result<Process> {
+        let nodes = self.options().node_names();
+        let of_node = |node: &String| [Program::agent(node), Program::node_proxy(node)];
+        let mut all: Vec<Program> = nodes.iter().flat_map(of_node).collect();
+        all.push(Program::Operator);
+        all.retain(|program| self.program(program).is_ok());
+        let Some(program) = all.iter().find(|program| program.process_name() == name) else {
+            let known: Vec<String> = all.iter().map(Program::process_name).collect();
+            bail!("no program of the mesh is called {name}: there are {}", known.join(", "));
+        };
+        let process = self.program(program)?;
+        if let (Program::NodeProxy(node), true) = (program, process.is_alive()) {
+            bail!("{name} runs: `underpass lab upgrade {node}` starts the next one and cuts no connection");
+        }
+        process.stop()?;
+        self.start_program(program)
+    }
+
     /// The process of a program of the mesh.
     ///
     /// # Errors

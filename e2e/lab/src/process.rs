@@ -23,7 +23,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::wait::until;
+use crate::wait::{uninterrupted, until};
 
 /// How long a program may take to end after it was asked to, before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
@@ -63,6 +63,7 @@ impl Output {
 
 /// Runs a command that should take no noticeable time, and fails with what it printed.
 pub(crate) fn checked(command: &mut Command) -> Result<()> {
+    uninterrupted()?;
     let line = format!("{command:?}").replace('"', "");
     let output = command.output().with_context(|| format!("starting {line}"))?;
     if !output.status.success() {
@@ -135,6 +136,7 @@ impl Process {
     /// # Errors
     /// If it does not start.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Result<Self> {
+        uninterrupted()?;
         let open = || fs::OpenOptions::new().create(true).append(true).open(log);
         let file = open().with_context(|| format!("opening {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);

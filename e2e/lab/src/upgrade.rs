@@ -180,7 +180,7 @@ fn can_upgrade(node: &str, agent: Option<bool>) -> Result<()> {
     match agent {
         Some(true) => Ok(()),
         Some(false) => bail!(
-            "the agent of {node} has ended, so nothing can hand the listeners over: take the lab `down` and `up` to start anew"
+            "the agent of {node} has ended, so nothing can hand the listeners over: start it with `underpass lab restart {node}.agent`"
         ),
         None => bail!("{node} has no proxy: the lab was started without the mesh"),
     }

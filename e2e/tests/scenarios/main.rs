@@ -15,6 +15,7 @@ mod exclusions;
 mod forged;
 mod ipv6;
 mod joined;
+mod lab_verbs;
 mod many;
 mod neighbours;
 mod on_demand;
