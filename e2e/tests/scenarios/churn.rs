@@ -7,9 +7,11 @@ use underpass_e2e::{
     churn::{churn, footprint, wait_returned, warm_up},
     server, wait_authenticated,
 };
-use underpass_lab::PodSpec;
+use underpass_lab::{Lab, Pod, PodSpec};
 
 const EACH: u32 = 60;
+/// How often it may take something for good.
+const ATTEMPTS: usize = 3;
 const REST: Duration = Duration::from_secs(15);
 
 #[test]
@@ -21,9 +23,21 @@ fn what_connections_of_every_kind_took_is_given_back() {
     // Everything has been used once, and has rested: tunnels are gone, and the allocator has given back what it kept.
     warm_up(&lab, (&client, &far), EACH, SHORT).unwrap();
     std::thread::sleep(REST);
-    let before = ["node-a", "node-b"].map(|node| footprint(&lab, node).unwrap());
-    churn(&lab, (&client, &far), EACH, 3, LONG).unwrap();
-    for (node, before) in ["node-a", "node-b"].into_iter().zip(before) {
-        wait_returned(&lab, node, before, LONG).unwrap();
+    // Some buffer may be there for good only now. What leaks would be more each time.
+    let mut failures = Vec::new();
+    while let Err(error) = gives_back(&lab, (&client, &far)) {
+        failures.push(format!("{error:#}"));
+        assert!(failures.len() < ATTEMPTS, "{failures:#?}");
     }
+}
+
+/// Whether another churn leaves nothing behind.
+fn gives_back(lab: &Lab, pods: (&Pod, &Pod)) -> anyhow::Result<()> {
+    let nodes = ["node-a", "node-b"];
+    let before = nodes.map(|node| footprint(lab, node).unwrap());
+    churn(lab, pods, EACH, 3, LONG).unwrap();
+    for (node, before) in nodes.into_iter().zip(before) {
+        wait_returned(lab, node, before, SHORT)?;
+    }
+    Ok(())
 }

@@ -31,9 +31,9 @@ fn names(status: &Value) -> Vec<String> {
 
 #[test]
 fn leaf_issuer_and_root_are_replaced_without_a_failed_call() {
-    // A certificate is renewed at half of its life, so a node has four seconds to do it.
+    // A certificate is renewed at half of its life, so a node has ten seconds to do it, however busy the machine is.
     let lab = alone_with(|options| {
-        options.operator_flags = ["--certificate-ttl=8", "--root-overlap=8"].map(str::to_owned).into();
+        options.operator_flags = ["--certificate-ttl=20", "--root-overlap=20"].map(str::to_owned).into();
     })
     .unwrap();
     let client = server(&lab, &PodSpec::new("node-a", MESH, "client")).unwrap();
@@ -54,7 +54,7 @@ fn leaf_issuer_and_root_are_replaced_without_a_failed_call() {
     assert_eq!((announced["phase"].as_str(), names(&announced).len()), (Some("announced"), 2));
     assert_eq!(announced["issuing_signed_by"], before["issuing_signed_by"], "the old root signs as yet");
     assert!(operator(&lab, "POST", "/rotate?what=root").is_err(), "one at a time");
-    eventually(SHORT, "the new root to be the only one", || {
+    eventually(LONG, "the new root to be the only one", || {
         let now = operator(&lab, "GET", "/authority")?;
         anyhow::ensure!(now["phase"] == "single" && names(&now).len() == 1, "{now:#}");
         anyhow::ensure!(names(&now) != names(&before) && now["issuing_signed_by"] != before["issuing_signed_by"]);
