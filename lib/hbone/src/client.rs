@@ -31,7 +31,7 @@ use crate::{
     keepalive::{Keepalive, Pings},
     lifetime::{self, Fate, Revocation},
     pool::{PoolOptions, Tunnel},
-    stream::TunnelStream,
+    stream::{Side, TunnelStream},
     wire::{Heard, Wire},
 };
 
@@ -423,7 +423,7 @@ impl Connect {
             return Err(OpenError::Refused { address: self.address, status: head.status });
         }
         let (peer, fate) = (slot.0.peer.clone(), slot.0.fate.clone());
-        let stream = TunnelStream::new(send, body, Some(slot), fate);
+        let stream = TunnelStream::new(send, body, Side::Client(slot), fate);
         Ok(Tunnel { stream, peer, response: Baggage::read(&head.headers) })
     }
 

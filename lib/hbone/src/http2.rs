@@ -10,7 +10,8 @@ pub struct Http2Options {
     pub stream_window: u32,
     /// What a peer may send on all streams of a tunnel together; 16 MiB. Readers that stand still keep their stream's
     /// window of it, and when it is used up they stop all the others: here 16 of the 100 that one pair of pods has in a
-    /// tunnel. Larger, a pod could make us hold more for each tunnel; smaller stream windows cost throughput.
+    /// tunnel. Larger, a pod could make us hold more for each tunnel; smaller stream windows cost throughput. A server
+    /// whose party has many tunnels gives each of them less.
     pub connection_window: u32,
     /// The largest frame we take; 1 MiB.
     pub frame_size: u32,

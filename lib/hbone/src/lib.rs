@@ -17,6 +17,7 @@ mod cork;
 pub mod headers;
 pub mod held;
 mod http2;
+mod inflow;
 mod keepalive;
 mod lifetime;
 pub mod pool;

@@ -34,10 +34,12 @@ use underpass_model::{Authority, AuthorityError, Identity};
 use crate::{
     cork::Cork,
     headers::{Baggage, ConnectHeaders},
+    held::Held,
     http2::{self, Http2Options},
+    inflow::Inflow,
     keepalive::{Keepalive, KeepaliveOptions, Pings},
     lifetime::{self, Fate, Revocation},
-    stream::{StreamError, TunnelStream},
+    stream::{Side, StreamError, TunnelStream},
     wire::Wire,
 };
 
@@ -62,6 +64,8 @@ pub struct ServerOptions {
     pub close_deadline: Duration,
     /// Whose tunnels are refused, and cut when it is told later; nobody's.
     pub revocations: Revocations,
+    /// Where the bytes of whoever is served are counted, whose limit the windows of all their tunnels share; no limit.
+    pub held: Arc<Held>,
 }
 
 impl Default for ServerOptions {
@@ -74,6 +78,7 @@ impl Default for ServerOptions {
             handshake_deadline: Duration::from_secs(5),
             close_deadline: Duration::from_secs(1),
             revocations: Revocations::new(),
+            held: Arc::default(),
         }
     }
 }
@@ -151,14 +156,15 @@ where
     session.set_buffer_limit(Some(http2::TLS_BUFFER));
     let (now, certificates) = (SystemTime::now(), session.peer_certificates().unwrap_or_default());
     let peer = check_peer(certificates, expect, now)?;
-    let control = Rc::<Control>::default();
+    let control = Rc::new(Control::new(Inflow::new(&options.held, options.http2.connection_window)));
     let revocation = Revocation::watch(&options.revocations, certificates, control.fate.clone())?;
     let expiry = Box::pin(sleep_until(lifetime::end(own.as_deref(), certificates, now)));
     if session.alpn_protocol() != Some(tls::ALPN) {
         return Err(AcceptError::Protocol);
     }
     let cork = Cork::new(stream);
-    let handshake = http2::server(&options.http2, options.max_streams).handshake(cork.clone());
+    let http2_options = Http2Options { connection_window: control.inflow.granted(), ..options.http2.clone() };
+    let handshake = http2::server(&http2_options, options.max_streams).handshake(cork.clone());
     let mut http2: Http2<IO> = Box::new(handshake.await.map_err(AcceptError::Http2)?);
     let keepalive = Keepalive::new(&options.keepalive, heard, Pings::new(http2.ping_pong()));
     Ok(ServerConnection {
@@ -234,6 +240,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             self.shutdown_handle().close();
         }
         self.obey();
+        if let Some(window) = self.control.inflow.change() {
+            self.http2.set_target_window_size(window);
+        }
         match self.poll_accept(cx) {
             Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
             Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
@@ -326,9 +335,10 @@ impl ShutdownHandle {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Control {
     wish: Cell<Wish>,
+    inflow: Inflow,
     /// CONNECTs that were handed out and are not answered.
     unanswered: Cell<usize>,
     fate: Fate,
@@ -344,6 +354,11 @@ enum Wish {
 }
 
 impl Control {
+    fn new(inflow: Inflow) -> Self {
+        let (wish, unanswered, waker) = (Cell::default(), Cell::default(), RefCell::default());
+        Self { wish, inflow, unanswered, fate: Fate::default(), waker }
+    }
+
     fn ask(&self, wish: Wish) {
         self.wish.set(wish);
         self.wake();
@@ -379,6 +394,35 @@ impl Drop for Unanswered {
         self.0.unanswered.set(self.0.unanswered.get().saturating_sub(1));
         // There is room for another one.
         self.0.wake();
+    }
+}
+
+/// What a stream took out of its tunnel and has not passed on.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    control: Rc<Control>,
+    bytes: usize,
+}
+
+impl Taken {
+    pub(crate) fn more(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.control.inflow.taken(bytes) {
+            self.control.wake();
+        }
+    }
+
+    pub(crate) fn passed_on(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.control.inflow.passed_on(bytes);
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // h2 gives back what a stream that is gone had not.
+        self.control.inflow.passed_on(self.bytes);
     }
 }
 
@@ -458,7 +502,9 @@ impl Incoming {
         let mut response = Response::new(());
         own.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(StreamError::TunnelLost)?;
-        Ok(TunnelStream::new(send, self.body, None, self.unanswered.0.fate.clone()))
+        let control = Rc::clone(&self.unanswered.0);
+        let fate = control.fate.clone();
+        Ok(TunnelStream::new(send, self.body, Side::Server(Taken { control, bytes: 0 }), fate))
     }
 
     /// Answers with a status that means no.

@@ -14,7 +14,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use underpass_model::SerialNumber;
 
-use crate::{buffers, client::Slot, lifetime::Fate};
+use crate::{buffers, client::Slot, lifetime::Fate, server::Taken};
 
 /// Why a stream ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -67,21 +67,34 @@ pub struct TunnelStream {
     unread: Bytes,
     ended: bool,
     declined: bool,
-    /// Its place in the pool's tunnel; only where we are the client.
-    slot: Option<Slot>,
+    side: Side,
     fate: Fate,
 }
 
+/// Which end of the tunnel we are.
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// The one that opened the stream, in a place of the pool's tunnel.
+    Client(#[expect(dead_code, reason = "held for as long as the stream lives")] Slot),
+    /// The one that was asked for it.
+    Server(Taken),
+}
+
 impl TunnelStream {
-    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, slot: Option<Slot>, fate: Fate) -> Self {
-        Self { send, recv, unread: Bytes::new(), ended: false, declined: false, slot, fate }
+    pub(crate) fn new(send: SendStream<Bytes>, recv: RecvStream, side: Side, fate: Fate) -> Self {
+        Self { send, recv, unread: Bytes::new(), ended: false, declined: false, side, fate }
     }
 
     /// The next data; none at the end. What is taken must be given back by [`Self::release`] once it is passed on, else
     /// the peer may send no more.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
         Poll::Ready(match ready!(self.recv.poll_data(cx)) {
-            Some(Ok(data)) => Some(Ok(data)),
+            Some(Ok(data)) => {
+                if let Side::Server(taken) = &mut self.side {
+                    taken.more(data.len());
+                }
+                Some(Ok(data))
+            }
             Some(Err(error)) if self.is_decline(error.is_reset(), error.reason()) => {
                 self.declined = true;
                 None
@@ -99,6 +112,9 @@ impl TunnelStream {
         // Fails only for more than was received; then there is nothing to give back.
         if let Err(error) = self.recv.flow_control().release_capacity(bytes) {
             tracing::debug!(%error, bytes, "window not given back");
+        }
+        if let Side::Server(taken) = &mut self.side {
+            taken.passed_on(bytes);
         }
     }
 
@@ -168,7 +184,7 @@ impl TunnelStream {
     /// A server that has said all and wants to hear no more resets with NO_ERROR (RFC 9113, section 8.1). From a client
     /// it makes no sense, and our own end of a broken tunnel looks the same, so there it is a reset as any other.
     fn is_decline(&self, is_reset: bool, reason: Option<Reason>) -> bool {
-        self.slot.is_some() && is_reset && reason == Some(Reason::NO_ERROR)
+        matches!(self.side, Side::Client(_)) && is_reset && reason == Some(Reason::NO_ERROR)
     }
 
     /// Why nothing can be sent.

@@ -26,3 +26,6 @@ mod streams;
 #[cfg(test)]
 #[path = "pair/support.rs"]
 mod support;
+#[cfg(test)]
+#[path = "pair/windows.rs"]
+mod windows;

@@ -67,7 +67,7 @@ async fn handshake(knock: Knock, worker: &Worker) -> Result<(ServerConnection, S
         let hbone = canonical(knock.stream.local_addr().map_err(AcceptError::Tls)?);
         let expected = Expected::TrustDomain(own.trust_domain().clone());
         let revocations = worker.shared.certificates.revocations().clone();
-        let options = ServerOptions { revocations, ..ServerOptions::default() };
+        let options = ServerOptions { revocations, held: Arc::clone(budget.held()), ..ServerOptions::default() };
         let accept = server::accept(knock.stream, &credentials.server, &expected, &options);
         let connection = waits::measured("handshake", accept).await?;
         Ok::<_, Failure>((connection, hbone))
