@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
-use underpass_lab::{Lab, Pod, Process, until};
+use underpass_lab::{Lab, Pod, PodSpec, Process, until};
 
 const OFFER: &str = include_str!("../programs/offer.py");
 const BULK: &str = include_str!("../programs/bulk.py");
@@ -12,6 +12,17 @@ const QUIET: &str = include_str!("../programs/quiet.py");
 
 /// Least of all to the scheduler: it is not the load's own appetite that is looked at.
 const NICE: [&str; 5] = ["nice", "-n", "15", "python3", "-c"];
+
+/// Adds a pod for those who ask for much; its servers have no more of the processor than they have.
+///
+/// # Errors
+/// If it does not start.
+pub fn busy(lab: &Lab, spec: &PodSpec) -> Result<Pod> {
+    let pod = lab.pod_add(spec)?;
+    let process = lab.spawn(pod.place(), "servers", &[&NICE[..], &[crate::SERVER, &pod.name.name]].concat())?;
+    process.wait_for_output("serving", crate::SHORT)?;
+    Ok(pod)
+}
 
 /// What became of connections that were offered.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,6 +50,18 @@ pub struct Served {
     pub failures: Vec<String>,
 }
 
+impl Served {
+    /// The middle of what several rounds measured, each figure by itself, and all that failed.
+    #[must_use]
+    pub fn middle(rounds: &[Self]) -> Self {
+        Self {
+            calls: Times::middle(rounds.iter().map(|round| round.calls)),
+            exchanges: Times::middle(rounds.iter().map(|round| round.exchanges)),
+            failures: rounds.iter().flat_map(|round| round.failures.clone()).collect(),
+        }
+    }
+}
+
 /// Milliseconds.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Times {
@@ -50,6 +73,22 @@ pub struct Times {
     pub p99: f64,
     /// None took longer.
     pub longest: f64,
+}
+
+impl Times {
+    fn middle(rounds: impl Iterator<Item = Self> + Clone) -> Self {
+        let middle = |of: fn(&Self) -> f64| {
+            let mut all: Vec<_> = rounds.clone().map(|times| of(&times)).collect();
+            all.sort_by(f64::total_cmp);
+            all.get(all.len() / 2).copied().unwrap_or_default()
+        };
+        Self {
+            count: rounds.clone().map(|times| times.count).sum(),
+            p50: middle(|times| times.p50),
+            p99: middle(|times| times.p99),
+            longest: middle(|times| times.longest),
+        }
+    }
 }
 
 /// Begins to offer connections to a pod's echo server (`port` is 8081 unless another serves there, too), and to hold them.

@@ -32,6 +32,7 @@ use crate::{
     lifetime::{self, Fate, Revocation},
     pool::{PoolOptions, Tunnel},
     stream::{Side, TunnelStream},
+    turns::Turn,
     wire::{Heard, Wire},
 };
 
@@ -296,7 +297,7 @@ where
 {
     let io = within("dial", options.dial_deadline, dial).await?.map_err(ConnectError::Dial)?;
     let wire = Wire::new(io);
-    let heard = wire.heard();
+    let (heard, turn) = (wire.heard(), wire.turn());
     let connect = TlsConnector::from(Arc::clone(tls)).connect(tls::server_name(), wire);
     let mut stream = within("tls", options.handshake_deadline, connect).await?.map_err(ConnectError::Tls)?;
     let (_, session) = stream.get_mut();
@@ -331,7 +332,7 @@ where
         pings,
         fate,
     });
-    let task = drive((connection, stream), &session, (keepalive, revocation), options.idle);
+    let task = drive((connection, stream, turn), &session, (keepalive, revocation), options.idle);
     underpass_runtime::tasks::spawn_local("tunnel", async {
         task.await;
         ended();
@@ -347,7 +348,7 @@ type Transport<IO> = Cork<TlsStream<Wire<IO>>>;
 
 /// Drives a tunnel until it ends: by the peer, by silence, or when nobody needs it.
 fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
-    (mut connection, cork): (h2::client::Connection<Transport<IO>, Bytes>, Transport<IO>),
+    (mut connection, cork, turn): (h2::client::Connection<Transport<IO>, Bytes>, Transport<IO>, Rc<Turn>),
     session: &Rc<Session>,
     (mut keepalive, mut revocation): (Keepalive, Revocation),
     idle: Duration,
@@ -357,13 +358,18 @@ fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
     async move {
         let mut timer = pin!(sleep_until(retires));
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(end) = pin!(&mut connection).poll(cx) {
-                tracing::debug!(error = ?end.err(), "tunnel ended");
-                return Poll::Ready(());
-            }
-            if let Poll::Ready(Err(error)) = cork.poll_release(cx) {
-                tracing::debug!(%error, "tunnel ended");
-                return Poll::Ready(());
+            if turn.poll(cx).is_ready() {
+                if let Poll::Ready(end) = pin!(&mut connection).poll(cx) {
+                    tracing::debug!(error = ?end.err(), "tunnel ended");
+                    return Poll::Ready(());
+                }
+                if let Poll::Ready(Err(error)) = cork.poll_release(cx) {
+                    tracing::debug!(%error, "tunnel ended");
+                    return Poll::Ready(());
+                }
+                if turn.is_over() {
+                    turn.pass(cx);
+                }
             }
             if revocation.poll(cx).is_ready() {
                 return Poll::Ready(());

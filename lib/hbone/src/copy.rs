@@ -27,6 +27,7 @@ use self::{
 use crate::{
     held::Held,
     stream::{StreamError, TunnelStream},
+    turns::Turn,
 };
 
 pub use ends::{EndError, reset_on_close};
@@ -136,22 +137,26 @@ struct Copying<'a, D, U> {
     out: Pump,
     back: Pump,
     meter: &'a Meter,
+    turn: Turn,
     /// Why it ends, while the last words of the end that broke are under way.
     parting: Option<CopyError>,
 }
 
 impl<'a, D: End, U: End> Copying<'a, D, U> {
     fn new(downstream: D, upstream: U, meter: &'a Meter) -> Self {
-        Self { downstream, upstream, out: Pump::default(), back: Pump::default(), meter, parting: None }
+        let (out, back, turn) = (Pump::default(), Pump::default(), Turn::default());
+        Self { downstream, upstream, out, back, meter, turn, parting: None }
     }
 
     fn poll_flow(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CopyError>> {
-        let out = self.out.poll(cx, &mut self.downstream, &mut self.upstream, &self.meter.from_downstream);
+        ready!(self.turn.poll(cx));
+        let (meter, turn) = (self.meter, &self.turn);
+        let out = self.out.poll(cx, &mut self.downstream, &mut self.upstream, (&meter.from_downstream, turn));
         let out = out.map_err(|broken| match broken {
             Broken::Source(error) => CopyError::Downstream(error),
             Broken::Sink(error) => CopyError::Upstream(error),
         })?;
-        let back = self.back.poll(cx, &mut self.upstream, &mut self.downstream, &self.meter.to_downstream);
+        let back = self.back.poll(cx, &mut self.upstream, &mut self.downstream, (&meter.to_downstream, turn));
         let back = back.map_err(|broken| match broken {
             Broken::Source(error) => CopyError::Upstream(error),
             Broken::Sink(error) => CopyError::Downstream(error),
@@ -160,7 +165,9 @@ impl<'a, D: End, U: End> Copying<'a, D, U> {
             return Poll::Ready(Ok(()));
         }
         // Both directions have moved what can be moved. Only now: what came before a reset still counts.
-        if !self.out.is_tired() && !self.back.is_tired() {
+        if self.out.is_tired() || self.back.is_tired() {
+            self.turn.pass(cx);
+        } else {
             if let Poll::Ready(error) = self.downstream.poll_reset(cx) {
                 return Poll::Ready(Err(CopyError::Downstream(error)));
             }

@@ -23,6 +23,7 @@ mod lifetime;
 pub mod pool;
 pub mod server;
 pub mod stream;
+mod turns;
 mod wire;
 
 pub use client::{ConnectError, ConnectRequest, OpenError};

@@ -40,6 +40,7 @@ use crate::{
     keepalive::{Keepalive, KeepaliveOptions, Pings},
     lifetime::{self, Fate, Revocation},
     stream::{Side, StreamError, TunnelStream},
+    turns::Turn,
     wire::Wire,
 };
 
@@ -147,7 +148,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let wire = Wire::new(io);
-    let heard = wire.heard();
+    let (heard, turn) = (wire.heard(), wire.turn());
     let start = LazyConfigAcceptor::new(Acceptor::default(), wire).await.map_err(AcceptError::Tls)?;
     // What we show this client; only here can it be asked for.
     let own = tls.cert_resolver.resolve(start.client_hello());
@@ -171,6 +172,7 @@ where
         peer,
         http2,
         cork,
+        turn,
         keepalive,
         expiry,
         revocation,
@@ -189,6 +191,7 @@ pub struct ServerConnection<IO = TcpStream> {
     peer: Identity,
     http2: Http2<IO>,
     cork: Transport<IO>,
+    turn: Rc<Turn>,
     keepalive: Keepalive,
     /// Until a certificate that made the tunnel expires.
     expiry: Pin<Box<Sleep>>,
@@ -243,14 +246,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
         if let Some(window) = self.control.inflow.change() {
             self.http2.set_target_window_size(window);
         }
-        match self.poll_accept(cx) {
-            Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
-            Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
-            Poll::Ready(None) => return self.end(&"closed"),
-            Poll::Pending => {}
-        }
-        if let Poll::Ready(Err(error)) = self.cork.poll_release(cx) {
-            return self.end(&error);
+        if self.turn.poll(cx).is_ready() {
+            match self.poll_accept(cx) {
+                Poll::Ready(Some(Ok(incoming))) => return Poll::Ready(Some(incoming)),
+                Poll::Ready(Some(Err(error))) => return self.end(&format_args!("{error}")),
+                Poll::Ready(None) => return self.end(&"closed"),
+                Poll::Pending => {}
+            }
+            if let Poll::Ready(Err(error)) = self.cork.poll_release(cx) {
+                return self.end(&error);
+            }
+            if self.turn.is_over() {
+                self.turn.pass(cx);
+            }
         }
         if let State::Closing(deadline) = &mut self.state
             && deadline.as_mut().poll(cx).is_ready()

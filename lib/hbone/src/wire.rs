@@ -1,4 +1,5 @@
-//! What lies under TLS: the transport, with reads far ahead, and the time when it last brought something.
+//! What lies under TLS: the transport, with reads far ahead, the time when it last brought something, and an end to what
+//! may pass in one turn.
 //!
 //! rustls asks for 4 KiB at a time. Each such question would be a system call; here one call fetches up to 256 KiB, and
 //! the questions are answered from memory. Between bursts no buffer is held.
@@ -18,7 +19,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::buffers::{self, Appetite};
+use crate::{
+    buffers::{self, Appetite},
+    turns::Turn,
+};
 
 /// When the peer was last heard.
 #[derive(Debug, Clone)]
@@ -38,6 +42,7 @@ pub(crate) struct Wire<IO> {
     ahead: BytesMut,
     appetite: Appetite,
     heard: Heard,
+    turn: Rc<Turn>,
 }
 
 impl<IO> Wire<IO> {
@@ -50,17 +55,27 @@ impl<IO> Wire<IO> {
             ahead: BytesMut::new(),
             appetite: Appetite::new(Self::FIRST_READ),
             heard: Heard(Rc::new(Cell::new(Instant::now()))),
+            turn: Rc::default(),
         }
     }
 
     pub(crate) fn heard(&self) -> Heard {
         self.heard.clone()
     }
+
+    /// The turns of the task that drives the tunnel. When one is over, nothing can be read or written, and nothing here wakes
+    /// the task. (The handshakes, before it, are no more than a small part of one.)
+    pub(crate) fn turn(&self) -> Rc<Turn> {
+        Rc::clone(&self.turn)
+    }
 }
 
 impl<IO: AsyncRead + Unpin> Wire<IO> {
     /// Reads what there is; nothing ahead afterwards means the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.turn.is_over() {
+            return Poll::Pending;
+        }
         let mut buffer = buffers::take(self.appetite.size());
         let offered = buffer.capacity();
         let outcome = pin!(self.io.read_buf(&mut buffer)).poll(cx);
@@ -68,6 +83,7 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
             Poll::Ready(Ok(read)) => {
                 self.heard.0.set(Instant::now());
                 self.appetite.ate(read, offered);
+                self.turn.spend(read);
                 self.ahead = buffer;
                 Poll::Ready(Ok(()))
             }
@@ -98,8 +114,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Wire<IO> {
 }
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Wire<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -107,7 +123,12 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Wire<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        if self.turn.is_over() {
+            return Poll::Pending;
+        }
+        let written = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        self.turn.spend(written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -2,8 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    future::Future as _,
-    pin::pin,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll, ready},
 };
@@ -11,12 +9,10 @@ use std::{
 use bytes::Bytes;
 
 use super::ends::{End, EndError};
-use crate::buffers;
+use crate::turns::Turn;
 
-/// After so many turns the other connections of the thread have theirs,
-const TURNS: usize = 8;
-/// or after so many bytes: one large read. It takes about a quarter of a millisecond to carry them on.
-const MOST: usize = buffers::LARGEST;
+/// Rounds of reading and writing, at most, in one turn of the connection.
+const ROUNDS: usize = 8;
 
 /// As many chunks are written at once, so there is nothing to gain from joining them.
 const FEW: usize = 16;
@@ -54,18 +50,17 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    /// Moves what can be moved; ready once the end is passed on, from then on for ever.
+    /// Moves what can be moved in this turn; ready once the end is passed on, from then on for ever.
     pub(super) fn poll<S: End, T: End>(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut S,
         sink: &mut T,
-        meter: &AtomicU64,
+        (meter, turn): (&AtomicU64, &Turn),
     ) -> Poll<Result<(), Broken>> {
         self.tired = false;
-        let mut moved = 0;
-        for _ in 0..TURNS {
-            if moved >= MOST {
+        for _ in 0..ROUNDS {
+            if turn.is_over() {
                 break;
             }
             if self.stage == Stage::Ended {
@@ -79,7 +74,7 @@ impl Pump {
                 filled => filled,
             };
             if !self.chunks.is_empty() {
-                moved += ready!(self.poll_write(cx, source, sink, meter)).map_err(Broken::Sink)?;
+                turn.spend(ready!(self.poll_write(cx, source, sink, meter)).map_err(Broken::Sink)?);
             } else if self.stage == Stage::Ending {
                 ready!(sink.poll_finish(cx)).map_err(Broken::Sink)?;
                 self.stage = Stage::Ended;
@@ -89,7 +84,6 @@ impl Pump {
             }
         }
         self.tired = true;
-        wake_after_others(cx);
         Poll::Pending
     }
 
@@ -107,7 +101,7 @@ impl Pump {
         sink: &mut T,
         meter: &AtomicU64,
     ) {
-        for _ in 0..TURNS {
+        for _ in 0..ROUNDS {
             let filled = self.poll_fill(cx, source, sink);
             while !self.chunks.is_empty() {
                 if !matches!(self.poll_write(cx, source, sink, meter), Poll::Ready(Ok(_written))) {
@@ -186,43 +180,9 @@ impl Pump {
     }
 }
 
-/// Has the task polled again once the runtime has asked the kernel who else is ready. If it woke itself, it would have
-/// dozens of turns before that: whoever is quiet would wait for all of them.
-fn wake_after_others(cx: &mut Context<'_>) {
-    // The first poll of this is where tokio takes a waker for afterwards; the future itself is of no more use.
-    let _pending = pin!(tokio::task::yield_now()).poll(cx);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn a_tired_connection_is_polled_again_after_those_that_became_ready() {
-        // Local tasks, as a worker's are: one that is always tired, and one that waits for a socket.
-        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
-        near.set_nonblocking(true).unwrap();
-        let tasks = tokio::task::LocalSet::new();
-        let polls = std::rc::Rc::new(std::cell::Cell::new(0));
-        let counted = std::rc::Rc::clone(&polls);
-        tasks.spawn_local(std::future::poll_fn(move |cx| -> Poll<()> {
-            counted.set(counted.get() + 1);
-            wake_after_others(cx);
-            Poll::Pending
-        }));
-        let quiet = async {
-            let near = tokio::net::UnixStream::from_std(near).unwrap();
-            let mut readable = pin!(near.readable());
-            // From the first poll on the kernel is asked.
-            std::future::poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx).is_pending())).await;
-            std::io::Write::write_all(&mut &far, b"x").unwrap();
-            let begun = polls.get();
-            readable.await.unwrap();
-            polls.get() - begun
-        };
-        let turns = tasks.run_until(quiet).await;
-        assert!(turns <= 2, "the tired one had {turns} turns before the quiet one");
-    }
 
     #[test]
     fn small_chunks_are_joined_where_a_queue_grows() {
