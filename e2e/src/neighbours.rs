@@ -55,8 +55,8 @@ impl Served {
     #[must_use]
     pub fn middle(rounds: &[Self]) -> Self {
         Self {
-            calls: Times::middle(rounds.iter().map(|round| round.calls)),
-            exchanges: Times::middle(rounds.iter().map(|round| round.exchanges)),
+            calls: Times::middle(&rounds.iter().map(|round| round.calls)),
+            exchanges: Times::middle(&rounds.iter().map(|round| round.exchanges)),
             failures: rounds.iter().flat_map(|round| round.failures.clone()).collect(),
         }
     }
@@ -76,7 +76,7 @@ pub struct Times {
 }
 
 impl Times {
-    fn middle(rounds: impl Iterator<Item = Self> + Clone) -> Self {
+    fn middle(rounds: &(impl Iterator<Item = Self> + Clone)) -> Self {
         let middle = |of: fn(&Self) -> f64| {
             let mut all: Vec<_> = rounds.clone().map(|times| of(&times)).collect();
             all.sort_by(f64::total_cmp);
