@@ -16,7 +16,10 @@ use clap::{Args, ValueEnum as _};
 use serde_json::{Value, json};
 
 use self::sweep::Sweep;
-use crate::summary::{Spread, about};
+use crate::{
+    run::tell,
+    summary::{Spread, about},
+};
 
 /// What to let grow, and how carefully.
 #[derive(Clone, Debug, Args)]
@@ -90,9 +93,4 @@ fn charts(sweeps: &[Sweep], figures: &Figures) -> Vec<Value> {
         json!({ "name": plan.name, "title": plan.title, "x": sweep.axis(), "y": plan.unit, "lines": lines })
     };
     sweeps.iter().flat_map(|sweep| sweep.plans().iter().map(|plan| chart(*sweep, plan))).collect()
-}
-
-#[expect(clippy::print_stderr, reason = "who waits wants to see that it goes on")]
-fn tell(line: &str) {
-    eprintln!("{line}");
 }

@@ -41,8 +41,17 @@ pub(crate) fn idle(way: &Way, connections: usize) -> Result<Figures> {
 
 /// A process's resident memory in KiB.
 pub(crate) fn resident(pid: i32) -> Result<f64> {
-    let file = format!("/proc/{pid}/smaps_rollup");
+    kibibytes(pid, "smaps_rollup", "Rss:")
+}
+
+/// The most that it was, in KiB.
+pub(crate) fn peak(pid: i32) -> Result<f64> {
+    kibibytes(pid, "status", "VmHWM:")
+}
+
+fn kibibytes(pid: i32, file: &str, name: &str) -> Result<f64> {
+    let file = format!("/proc/{pid}/{file}");
     let text = fs::read_to_string(&file).context(file)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).context("no Rss")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

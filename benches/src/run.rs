@@ -1,6 +1,6 @@
 //! Rounds: in each, everything that is compared is measured right after one another.
 
-use std::fs;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 
@@ -77,11 +77,11 @@ fn figures(subject: &Subject, way: &Way, what: Measure, now: (usize, f64, Option
 }
 
 #[expect(clippy::print_stderr, reason = "who waits wants to see that it goes on")]
-fn tell(sample: &Sample) {
-    eprintln!("{sample}");
+pub(crate) fn tell(line: &dyn fmt::Display) {
+    eprintln!("{line}");
 }
 
 #[expect(clippy::print_stdout, reason = "this is what it is for")]
-fn print(table: &str) {
+pub(crate) fn print(table: &str) {
     println!("{table}");
 }

@@ -29,7 +29,7 @@ use self::{
     report::Report,
     subscriber::{Fleet, Wish},
 };
-use crate::memory::REST;
+use crate::{memory::REST, run::print};
 
 /// How large, and how carefully.
 #[derive(Clone, Debug, Args)]
@@ -274,11 +274,6 @@ fn ratio(count: impl TryInto<u64>) -> f64 {
 
 fn mebibytes(bytes: u64) -> f64 {
     ratio(bytes) / f64::from(1 << 20)
-}
-
-#[expect(clippy::print_stdout, reason = "this is what it is for")]
-fn print(table: &str) {
-    println!("{table}");
 }
 
 #[cfg(test)]

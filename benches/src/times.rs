@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -80,15 +81,16 @@ impl Drop for Ended {
 
 /// Whether the program at the usual port of this network says that it is ready.
 pub(crate) fn is_ready() -> bool {
-    use std::io::{Read as _, Write as _};
-    let ask = || {
-        let mut stream = TcpStream::connect(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), READY_PORT))?;
-        stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        std::io::Result::Ok(answer)
-    };
-    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    answer(READY_PORT, "/healthz/ready").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// What a program at a port of this network answers to a GET, head and all.
+pub(crate) fn answer(port: u16, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// As milliseconds.

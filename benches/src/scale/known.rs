@@ -1,8 +1,7 @@
 //! What a node proxy keeps of the mesh: the real one, subscribed like the others, with nothing to carry.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use underpass_lab::Options;
 
 use super::{population, process::Process, subscriber::Operator};
-use crate::memory::REST;
+use crate::{memory::REST, times::answer};
 
 /// The operator has the usual ones.
 const PORTS: [u16; 3] = [16000, 16020, 16021];
@@ -37,7 +36,7 @@ pub(super) async fn resident(operator: &Operator, pods: usize, is_on_demand: boo
     let mut process = Process::start(&home.join("nodeproxy.log"), &program, &arguments)?;
     let begun = Instant::now();
     // On demand it is complete as soon as it is connected.
-    while !page(metrics).is_ok_and(|page| knows(&page, if is_on_demand { 0 } else { pods })) {
+    while !answer(PORTS[1], "/metrics").is_ok_and(|page| knows(&page, if is_on_demand { 0 } else { pods })) {
         process.alive().context("the node proxy")?;
         ensure!(begun.elapsed() < PATIENCE, "the node proxy does not know the mesh after {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -55,12 +54,4 @@ fn knows(page: &str, workloads: usize) -> bool {
     #[expect(clippy::cast_precision_loss, reason = "no mesh has 2^52 of anything")]
     let enough = value("underpass_view_objects{kind=\"workload\"}").is_some_and(|known| known >= workloads as f64);
     enough && value("underpass_discovery_connected") == Some(1.0)
-}
-
-fn page(address: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }

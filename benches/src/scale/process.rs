@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{cpu::Cpu, memory::resident, times::Ended};
+use crate::{cpu::Cpu, memory, times::Ended};
 
 /// A program that runs.
 #[derive(Debug)]
@@ -52,15 +52,12 @@ impl Process {
 
     /// Resident memory in MiB.
     pub(super) fn mebibytes(&self) -> Result<f64> {
-        Ok(resident(self.pid)? / 1024.0)
+        Ok(memory::resident(self.pid)? / 1024.0)
     }
 
     /// The most resident memory since its start or since [`Self::forget_peak`], in MiB.
     pub(super) fn peak(&self) -> Result<f64> {
-        let file = format!("/proc/{}/status", self.pid);
-        let text = fs::read_to_string(&file).context(file)?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+        Ok(memory::peak(self.pid)? / 1024.0)
     }
 
     /// From now on peaks count anew.

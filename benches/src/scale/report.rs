@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::{Size, operator::Took};
-use crate::summary::machine;
+use crate::{run::tell, summary::machine};
 
 /// All figures so far.
 #[derive(Debug)]
@@ -71,11 +71,6 @@ impl Report {
         }
         text
     }
-}
-
-#[expect(clippy::print_stderr, reason = "who waits wants to see that it goes on")]
-fn tell(line: &str) {
-    eprintln!("{line}");
 }
 
 #[cfg(test)]

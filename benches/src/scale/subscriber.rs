@@ -138,16 +138,15 @@ impl Fleet {
         Self { shared, orders, _tasks: tasks }
     }
 
-    /// Waits until all have what they want; returns how long.
-    pub(super) async fn complete(&self) -> Result<Duration> {
-        let begun = Instant::now();
+    /// Waits until all have what they want.
+    pub(super) async fn complete(&self) -> Result<()> {
         let mut complete = self.shared.complete.subscribe();
         let all = complete.wait_for(|(_, count)| *count == self.shared.count);
         let is_late = timeout(PATIENCE, all).await.is_err();
         if is_late {
             bail!("only {} of {} subscribers have the mesh", self.shared.complete.borrow().1, self.shared.count);
         }
-        Ok(begun.elapsed())
+        Ok(())
     }
 
     /// Nobody is complete any more: somebody else is about to end all streams.
