@@ -158,7 +158,11 @@ pub fn server(lab: &Lab, spec: &PodSpec) -> Result<Pod> {
 /// # Errors
 /// If they do not start.
 pub fn serve(lab: &Lab, pod: &Pod) -> Result<()> {
-    let process = lab.spawn(pod.place(), "servers", &["python3", "-c", SERVER, &pod.name.name])?;
+    serve_by(lab, pod, &["python3", "-c"])
+}
+
+fn serve_by(lab: &Lab, pod: &Pod, interpreter: &[&str]) -> Result<()> {
+    let process = lab.spawn(pod.place(), "servers", &[interpreter, &[SERVER, &pod.name.name]].concat())?;
     process.wait_for_output("serving", SHORT)
 }
 

@@ -19,8 +19,7 @@ const NICE: [&str; 5] = ["nice", "-n", "15", "python3", "-c"];
 /// If it does not start.
 pub fn busy(lab: &Lab, spec: &PodSpec) -> Result<Pod> {
     let pod = lab.pod_add(spec)?;
-    let process = lab.spawn(pod.place(), "servers", &[&NICE[..], &[crate::SERVER, &pod.name.name]].concat())?;
-    process.wait_for_output("serving", crate::SHORT)?;
+    crate::serve_by(lab, &pod, &NICE)?;
     Ok(pod)
 }
 

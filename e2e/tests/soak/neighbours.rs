@@ -12,7 +12,7 @@ use underpass_e2e::{
     neighbours::{Offered, Served, busy, flood, offer, offered, quiet},
     server, wait_authenticated,
 };
-use underpass_lab::{Lab, Pod, PodSpec, ScopedLab};
+use underpass_lab::{Lab, Pod, PodSpec};
 
 /// Processes that offer; none could hold all of them, as each may have 20,000 descriptors.
 const PROCESSES: u32 = 4;
@@ -28,25 +28,6 @@ fn widen_ports(lab: &Lab, pod: &Pod) {
     lab.inside(pod.place(), write).unwrap();
 }
 
-struct World {
-    lab: ScopedLab,
-    still: Pod,
-    far: Pod,
-}
-
-impl World {
-    /// How the quiet one is served, while a flood runs if there is to be one.
-    fn round(&self, flooding: Option<(&Pod, &Pod)>) -> Served {
-        let flooding = flooding.map(|pods| flood(&self.lab, pods, STREAMS, MEASURED + AROUND).unwrap());
-        let served = quiet(&self.lab, (&self.still, &self.far), MEASURED).unwrap();
-        if let Some(flood) = flooding {
-            assert!(flood.is_alive(), "{}", flood.output());
-            flood.kill().unwrap();
-        }
-        served
-    }
-}
-
 #[test]
 fn a_quiet_neighbour_beside_fifty_thousand_offers_and_a_flood() {
     let lab = alone().unwrap();
@@ -60,32 +41,40 @@ fn a_quiet_neighbour_beside_fifty_thousand_offers_and_a_flood() {
         wait_authenticated(&lab, client, server).unwrap();
     }
     widen_ports(&lab, &greedy);
-    let world = World { lab, still, far };
+    // How the quiet one is served, while a flood runs if there is to be one.
+    let round = |flooding: Option<(&Pod, &Pod)>| {
+        let flooding = flooding.map(|pods| flood(&lab, pods, STREAMS, MEASURED + AROUND).unwrap());
+        let served = quiet(&lab, (&still, &far), MEASURED).unwrap();
+        if let Some(flood) = flooding {
+            assert!(flood.is_alive(), "{}", flood.output());
+            flood.kill().unwrap();
+        }
+        served
+    };
 
     let ways = [
         ("alone", None),
         ("beside a flood without the mesh", Some((&plain, &plain_sink))),
         ("beside a flood", Some((&bulk, &sink))),
     ];
-    let rounds: Vec<_> = (0..ROUNDS).map(|_| ways.map(|(_, flooding)| world.round(flooding))).collect();
-    let mut all: Vec<_> = ways
-        .into_iter()
-        .enumerate()
-        .map(|(way, (name, _))| (name, rounds.iter().map(|round| round[way].clone()).collect::<Vec<_>>()))
-        .collect();
+    let mut all: Vec<_> = ways.iter().map(|(name, _)| (*name, Vec::new())).collect();
+    for _ in 0..ROUNDS {
+        for ((_, flooding), (_, rounds)) in ways.iter().zip(&mut all) {
+            rounds.push(round(*flooding));
+        }
+    }
     let offers_time = u32::try_from(ROUNDS).unwrap() * (MEASURED + Duration::from_secs(10)) + AROUND;
     let offering: Vec<_> = (0..PROCESSES)
-        .map(|number| offer(&world.lab, (&greedy, &sink), &format!("offer-{number}"), EACH, offers_time).unwrap())
+        .map(|number| offer(&lab, (&greedy, &sink), &format!("offer-{number}"), EACH, offers_time).unwrap())
         .collect();
     for process in &offering {
         process.wait_for_output("offered", LONG).unwrap();
     }
-    all.push(("beside a flood and offers", (0..ROUNDS).map(|_| world.round(Some((&bulk, &sink)))).collect()));
+    all.push(("beside a flood and offers", (0..ROUNDS).map(|_| round(Some((&bulk, &sink)))).collect()));
 
-    let lab = &world.lab;
     for node in ["node-a", "node-b"] {
         let page = lab.metrics(node).unwrap();
-        println!("{node}: {:?}", footprint(lab, node).unwrap());
+        println!("{node}: {:?}", footprint(&lab, node).unwrap());
         for line in page.lines().filter(|line| line.starts_with("underpass_budget")) {
             println!("{node}: {line}");
         }
@@ -107,6 +96,6 @@ fn a_quiet_neighbour_beside_fifty_thousand_offers_and_a_flood() {
     assert_eq!(labelled(&page, "underpass_budget_refused_total", &[("pod", "still")]), None);
     let stood: u64 = reports.iter().map(|report| report.most_answered).sum();
     assert!(stood > 1000 && reports.iter().any(|report| report.resets > 0), "{reports:?}");
-    wait_authenticated(lab, &greedy, &sink).unwrap();
-    assert!(footprint(lab, "node-a").unwrap().descriptors < 20_000.0);
+    wait_authenticated(&lab, &greedy, &sink).unwrap();
+    assert!(footprint(&lab, "node-a").unwrap().descriptors < 20_000.0);
 }
