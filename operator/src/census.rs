@@ -142,13 +142,11 @@ fn count(objects: &Objects, reports: &Reports, name: &str) -> Count {
 
 /// What of an object's metadata looks as if it were meant for the mesh, in words.
 fn unknown_keys(metadata: &ObjectMeta, annotations: &'static [&'static str]) -> impl Iterator<Item = String> {
-    let keys =
-        |map: &Option<BTreeMap<String, String>>| map.iter().flat_map(BTreeMap::keys).cloned().collect::<Vec<_>>();
-    let in_words = |what: &str, keys: &[String], known| {
-        label::unknown(keys, known).map(|error| format!("{what}: {error}")).collect::<Vec<_>>()
-    };
-    let labels = in_words("label", &keys(&metadata.labels), &LABELS);
-    labels.into_iter().chain(in_words("annotation", &keys(&metadata.annotations), annotations))
+    let sides = [("label", &metadata.labels, &LABELS[..]), ("annotation", &metadata.annotations, annotations)];
+    sides.into_iter().flat_map(|(what, map, known)| {
+        let keys = map.iter().flat_map(BTreeMap::keys);
+        label::unknown(keys, known).map(move |error| format!("{what}: {error}"))
+    })
 }
 
 impl Count {

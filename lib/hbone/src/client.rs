@@ -367,9 +367,7 @@ fn drive<IO: AsyncRead + AsyncWrite + Unpin>(
                     tracing::debug!(%error, "tunnel ended");
                     return Poll::Ready(());
                 }
-                if turn.is_over() {
-                    turn.pass(cx);
-                }
+                turn.pass_if_over(cx);
             }
             if revocation.poll(cx).is_ready() {
                 return Poll::Ready(());

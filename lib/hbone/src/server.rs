@@ -256,9 +256,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> ServerConnection<IO> {
             if let Poll::Ready(Err(error)) = self.cork.poll_release(cx) {
                 return self.end(&error);
             }
-            if self.turn.is_over() {
-                self.turn.pass(cx);
-            }
+            self.turn.pass_if_over(cx);
         }
         if let State::Closing(deadline) = &mut self.state
             && deadline.as_mut().poll(cx).is_ready()

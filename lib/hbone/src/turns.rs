@@ -7,9 +7,10 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::VecDeque,
     rc::Rc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
+use futures_util::task::AtomicWaker;
 use underpass_runtime::tasks;
 
 use crate::buffers;
@@ -44,13 +45,20 @@ impl Turn {
                 return Poll::Ready(());
             }
         }
-        place.task.borrow_mut().clone_from(&Some(cx.waker().clone()));
+        place.task.register(cx.waker());
         Poll::Pending
     }
 
     /// Counts what was moved.
     pub(crate) fn spend(&self, bytes: usize) {
         self.moved.set(self.moved.get().saturating_add(bytes));
+    }
+
+    /// Ends the turn if its bytes are used up: nothing else would wake the task for what it could not move.
+    pub(crate) fn pass_if_over(&self, cx: &mut Context<'_>) {
+        if self.is_over() {
+            self.pass(cx);
+        }
     }
 
     /// Ends the turn of a task that has more to do: it is polled again when its next one begins.
@@ -68,7 +76,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(place) = self.place.get() {
+        if let Some(place) = self.place.get().filter(|place| place.stage.get() == Stage::Waits) {
             // Where the thread itself ends nobody waits.
             let _ended = LINE.try_with(|line| line.borrow_mut().places.retain(|other| !Rc::ptr_eq(other, place)));
         }
@@ -79,7 +87,7 @@ impl Drop for Turn {
 #[derive(Debug, Default)]
 struct Place {
     stage: Cell<Stage>,
-    task: RefCell<Option<Waker>>,
+    task: AtomicWaker,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,9 +134,7 @@ impl Caller {
             let Some(next) = LINE.with_borrow_mut(|line| line.places.pop_front()) else { return };
             next.stage.set(Stage::Called);
             // Whether it takes its turn at once, later or never is its own affair.
-            if let Some(task) = next.task.take() {
-                task.wake();
-            }
+            next.task.wake();
         }
     }
 }

@@ -80,8 +80,7 @@ pub fn unknown<'a>(
     keys: impl IntoIterator<Item = &'a String>,
     known: &'static [&'static str],
 ) -> impl Iterator<Item = LabelError> {
-    let is_unknown = move |key: &&String| is_own(key) && !known.contains(&key.as_str());
-    keys.into_iter().filter(is_unknown).map(move |key| LabelError::Unknown(key.clone(), known))
+    keys.into_iter().filter_map(move |key| check_known(key, known).err())
 }
 
 fn known(known: &[&str]) -> String {
@@ -117,10 +116,12 @@ fn check_key(key: &str, known: &'static [&'static str]) -> Result<(), LabelError
     if !is_name(name) {
         return Err(LabelError::Name(key.into()));
     }
-    if is_own(key) && !known.contains(&key) {
-        return Err(LabelError::Unknown(key.into(), known));
-    }
-    Ok(())
+    check_known(key, known)
+}
+
+fn check_known(key: &str, known: &'static [&'static str]) -> Result<(), LabelError> {
+    let is_good = !is_own(key) || known.contains(&key);
+    is_good.then_some(()).ok_or_else(|| LabelError::Unknown(key.into(), known))
 }
 
 fn is_name(text: &str) -> bool {

@@ -52,6 +52,9 @@ async fn carry(knock: Knock, arrival: &Arrival, worker: &Rc<Worker>, record: &mu
 /// the connection is; without that it goes on after a moment.
 async fn ask(worker: &Worker, (own, address): (IpAddr, IpAddr)) -> Result<(), Failure> {
     let shared = &worker.shared;
+    if !shared.mesh.is_on_demand() {
+        return Ok(());
+    }
     let who = |address| NetworkAddress { network: shared.place.network.clone(), address };
     let (own, there) = (who(own), who(address));
     let (asked, _known_or_late) = tokio::join!(shared.mesh.ask(&there), timeout(OWN_PATIENCE, shared.mesh.ask(&own)));

@@ -89,6 +89,12 @@ impl Mesh {
         }
     }
 
+    /// Whether there is more to know than the view holds, for whoever asks.
+    #[must_use]
+    pub fn is_on_demand(&self) -> bool {
+        *self.0.on_demand.borrow()
+    }
+
     /// On demand: asks the control plane who is at an address, unless the view knows. Afterwards the view holds what it
     /// answered; `false` if nobody of the mesh is there. Without on-demand discovery the view is all there is.
     ///
@@ -107,7 +113,7 @@ impl Mesh {
     }
 
     async fn put(&self, question: Question) -> Result<bool, AskError> {
-        if !*self.0.on_demand.borrow() {
+        if !self.is_on_demand() {
             return Ok(question.known(&self.view()));
         }
         if self.0.used(&question) {

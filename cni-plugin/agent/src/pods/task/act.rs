@@ -199,33 +199,28 @@ impl PodTask {
             (Err(failure), None) => return Err(failure),
         };
         self.at(Link::Rules, "the rules are being looked at");
-        let difference = self.mend(exclusions.clone(), Phase::Captured).await?;
+        let mended = self.mend(exclusions.clone(), Phase::Captured).await?;
         let before = self.programmed.replace(exclusions);
-        if let Some(difference) = difference {
-            self.tell_difference(&difference, before.is_some() && before != self.programmed);
-        }
+        self.tell_mended(&mended, before.is_some() && before != self.programmed);
         if !self.reported {
             self.report_captured().await?;
         }
         Ok(())
     }
 
-    /// What differed, and does no more.
-    async fn mend(&self, exclusions: Exclusions, phase: Phase) -> Result<Option<String>, PluginFailure> {
+    async fn mend(&self, exclusions: Exclusions, phase: Phase) -> Result<Mended, PluginFailure> {
         // Who waits for an answer is no routine.
         let _turn = match self.adding {
             Some(_) => None,
             None => self.shared.gates.looking.acquire().await.ok(),
         };
         let mend = move |programmer: &Programmer, netns: BorrowedFd<'_>| programmer.mend(netns, &exclusions, phase);
-        Ok(match self.program(mend).await? {
-            Mended::Repaired(difference) => Some(difference),
-            Mended::Intact => None,
-        })
+        self.program(mend).await
     }
 
     /// Rules that were not as they should be, or that should be others than before.
-    fn tell_difference(&self, difference: &str, is_wanted: bool) {
+    fn tell_mended(&self, mended: &Mended, is_wanted: bool) {
+        let Mended::Repaired(difference) = mended else { return };
         if is_wanted {
             tracing::info!(pod.uid = %self.uid, difference, "the rules of a captured pod follow its annotations");
         } else {
@@ -284,8 +279,7 @@ impl PodTask {
                 return false;
             }
             match self.mend(Exclusions::default(), Phase::Draining).await {
-                Ok(None) => {}
-                Ok(Some(difference)) => self.tell_difference(&difference, false),
+                Ok(mended) => self.tell_mended(&mended, false),
                 Err(failure) => {
                     self.fail(failure).await;
                     return false;
