@@ -181,6 +181,7 @@ const SECTIONS: [Section; 12] = [
             ("empty", "a field is empty that must not be"),
             ("field", "a field has a value that it cannot have, or is missing"),
             ("form", "a name is not of the form that the field wants"),
+            ("no_time", "a time is missing or cannot be read"),
             ("not_utf8", "the file is not UTF-8"),
             ("port", "a number is no port"),
             ("prefix_length", "a prefix is longer than its address"),

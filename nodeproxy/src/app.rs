@@ -80,6 +80,7 @@ pub(crate) async fn run(config: Config, log: LogControl, descriptors: u64) -> an
         accounts: accounts.clone(),
         pods: Arc::clone(&pods),
         always_tunnel: config.always_tunnel,
+        sessions: Arc::default(),
         place: place(&config),
         mesh_ranges: config.mesh_ranges.as_slice().into(),
         tunnel_idle: config.tunnel_idle,

@@ -1,13 +1,20 @@
-//! Which endpoint of a service: the best locality, then the less loaded of two drawn by chance.
+//! Which endpoint of a service: the best locality, then the less loaded of two drawn by chance; or, where a service has
+//! session affinity, the one that the client has, and for a new client the one that its name leads to.
 //!
 //! Two random choices keep the load even without a view of everybody's load, and without the herd that always picks the
 //! least loaded one. What this worker knows of an endpoint is its own connections to it and its recent failures.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    rc::Rc,
+    sync::Arc,
+};
 
 use tokio::time::{Duration, Instant};
 use underpass_model::{
-    Health, HealthPolicy, Locality, LocalityScope, Network, Service, SpreadMode, Workload, WorkloadUid,
+    Health, HealthPolicy, Locality, LocalityScope, Network, PodUid, Service, SpreadMode, Workload, WorkloadUid,
 };
 
 /// How long an endpoint that could not be reached is passed over while others can be.
@@ -20,6 +27,23 @@ pub(crate) struct Place {
     pub(crate) cluster: Arc<str>,
     pub(crate) node: Arc<str>,
     pub(crate) locality: Locality,
+}
+
+/// Who is to be given an endpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Client<'a> {
+    pub(crate) place: &'a Place,
+    /// Where the service has session affinity.
+    pub(crate) session: Option<Session<'a>>,
+}
+
+/// Who keeps an endpoint.
+#[derive(Clone, Debug)]
+pub(crate) struct Session<'a> {
+    /// The client. Its uid and not its address, of which a pod can take as many as it likes.
+    pub(crate) client: &'a PodUid,
+    /// The endpoint that it has, if it was there before.
+    pub(crate) kept: Option<WorkloadUid>,
 }
 
 /// What is known of an endpoint's load.
@@ -107,16 +131,18 @@ impl Drop for Active {
     }
 }
 
-/// Chooses. `usable` says whether an endpoint could be dialled at all for this connection; `chance` gives numbers in
-/// `0.0..1.0`.
+/// Chooses among endpoints that could be dialled for this connection; `chance` gives numbers in `0.0..1.0`. A session's
+/// endpoint is left only when it is gone, not ready or cannot be reached; without one, chance is replaced by what client
+/// and endpoint are called, so that all workers, and the next process, find the same.
 pub(crate) fn choose<'a>(
     service: &Service,
     endpoints: impl Iterator<Item = &'a Arc<Workload>>,
-    client: &Place,
+    client: &Client<'_>,
     load: impl Fn(&WorkloadUid) -> Load,
     mut chance: impl FnMut() -> f64,
 ) -> Option<&'a Arc<Workload>> {
     let policy = &service.load_balancing;
+    let Client { place, session } = client;
     let mut best: Option<Rank> = None;
     let mut first: Option<Drawn<'a>> = None;
     let mut second: Option<Drawn<'a>> = None;
@@ -124,19 +150,23 @@ pub(crate) fn choose<'a>(
         if policy.health == HealthPolicy::OnlyHealthy && endpoint.health != Health::Healthy || endpoint.capacity == 0 {
             continue;
         }
-        let matched = leading_matches(&policy.preference, endpoint, client);
+        let matched = leading_matches(&policy.preference, endpoint, place);
         if policy.mode == SpreadMode::Strict && matched < policy.preference.len() {
             continue;
         }
         let locality = if policy.mode == SpreadMode::Unspecified { 0 } else { matched };
         let load = load(&endpoint.uid);
+        if !load.ejected && session.as_ref().is_some_and(|session| session.kept.as_ref() == Some(&endpoint.uid)) {
+            return Some(endpoint);
+        }
         let rank = Rank { reachable: !load.ejected, locality };
         if best.is_none_or(|best| rank > best) {
             (best, first, second) = (Some(rank), None, None);
         }
         if best == Some(rank) {
             // Weighted sampling without replacement in one pass: the largest of chance^(1/weight).
-            let ticket = chance().powf(1.0 / f64::from(endpoint.capacity));
+            let drawn = session.as_ref().map_or_else(&mut chance, |session| session.draw(&endpoint.uid));
+            let ticket = drawn.powf(1.0 / f64::from(endpoint.capacity));
             let drawn = Drawn { endpoint, ticket, active: load.active };
             if first.as_ref().is_none_or(|first| ticket > first.ticket) {
                 second = first.replace(drawn);
@@ -146,12 +176,25 @@ pub(crate) fn choose<'a>(
         }
     }
     match (first, second) {
-        (Some(first), Some(second)) => {
+        (Some(first), Some(second)) if session.is_none() => {
             Some(if second.relative_load() < first.relative_load() { second } else { first })
         }
-        (only, _) => only,
+        (first, _) => first,
     }
     .map(|drawn| drawn.endpoint)
+}
+
+impl Session<'_> {
+    /// A number in `0.0..1.0` for this client and an endpoint (rendezvous hashing): when endpoints come or go, few
+    /// clients find another one.
+    fn draw(&self, endpoint: &WorkloadUid) -> f64 {
+        let mut hasher = DefaultHasher::new();
+        (self.client, endpoint).hash(&mut hasher);
+        // As many bits as a double can tell apart.
+        #[expect(clippy::cast_precision_loss, reason = "53 bits are exact")]
+        let number = (hasher.finish() >> 11) as f64;
+        number / (1_u64 << 53) as f64
+    }
 }
 
 /// Reachable before near: a neighbour that is down is worse than one far away.

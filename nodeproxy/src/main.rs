@@ -17,6 +17,7 @@ mod pods;
 mod probe;
 mod resolve;
 mod revoke;
+mod sessions;
 mod supervise;
 mod trust;
 mod tunnel;

@@ -6,11 +6,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use underpass_discovery::View;
 use underpass_model::{
-    Authority, GatewayAddress, GatewayDestination, Identity, IdentityError, NetworkAddress, Service, ServiceName,
-    SpreadMode, Tunnel, Workload, WorkloadUid, names::HBONE_PORT,
+    Authority, GatewayAddress, GatewayDestination, Identity, IdentityError, NetworkAddress, PodUid, Service,
+    ServiceName, SpreadMode, Tunnel, Workload, WorkloadUid, names::HBONE_PORT,
 };
 
-use crate::balance::{self, Load, Place};
+use crate::balance::{self, Client, Load, Place, Session};
 
 /// Where a connection goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +60,10 @@ pub(crate) struct Question<'a> {
     pub(crate) original_dst: SocketAddr,
     /// The caller's namespace: services of its own come first.
     pub(crate) namespace: &'a str,
+    /// The caller, as those know it who keep endpoints for it.
+    pub(crate) pod: &'a PodUid,
+    /// The endpoint that the caller has of a service with session affinity.
+    pub(crate) kept: &'a dyn Fn(&Service) -> Option<WorkloadUid>,
     /// Where the caller is.
     pub(crate) place: &'a Place,
     /// Whether the caller may be joined with a pod of its node.
@@ -222,7 +226,10 @@ fn pick<'a>(
     };
     let endpoints = question.view.endpoints(&service.name).filter(usable);
     let nobody = || ResolveError::NoEndpoint(service.name.clone());
-    let endpoint = balance::choose(service, endpoints, question.place, load, chance).ok_or_else(nobody)?;
+    let keeps = service.load_balancing.affinity.is_some();
+    let session = keeps.then(|| Session { client: question.pod, kept: (question.kept)(service) });
+    let endpoint = balance::choose(service, endpoints, &Client { place: question.place, session }, load, chance);
+    let endpoint = endpoint.ok_or_else(nobody)?;
     let port = target_port(service, endpoint, service_port).ok_or_else(nobody)?;
     Ok((endpoint, port))
 }

@@ -20,6 +20,7 @@ use crate::{
     connections::Arrival,
     pods::Pods,
     probe::Probes,
+    sessions::Sessions,
 };
 
 /// What every worker is given.
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) pods: Arc<Pods>,
     /// Pods of this node are joined by tunnels, too.
     pub(crate) always_tunnel: bool,
+    /// The endpoints that they keep.
+    pub(crate) sessions: Arc<Sessions>,
     /// Where this node is, for pods of which discovery has not told yet.
     pub(crate) place: Place,
     /// The ranges of the mesh, where that matters.

@@ -92,3 +92,58 @@ fn endpoints_that_are_not_ready_get_nothing_and_those_that_come_are_used() {
     says("changing-1");
     lab.pod_delete(&first.name).unwrap();
 }
+
+#[test]
+fn a_client_keeps_its_endpoint_where_a_service_asks_for_it() {
+    let world = world();
+    let lab = &world.lab;
+    lab.apply(
+        "{apiVersion: v1, kind: Service, metadata: {name: sticky, namespace: plain}, spec: {clusterIP: 10.96.0.31, \
+         clusterIPs: [10.96.0.31], selector: {group: sticky}, sessionAffinity: ClientIP, \
+         ports: [{port: 80, targetPort: 8080}]}}",
+    )
+    .unwrap();
+    let add = |name: &str| server(lab, &PodSpec::new("node-b", PLAIN, name).label("group", "sticky")).unwrap();
+    let answer = || {
+        let answer = get(lab, world.client.place(), "http://10.96.0.31/")?;
+        Ok(answer.split(',').next().unwrap_or_default().to_owned())
+    };
+    let first = add("sticky-1");
+    eventually(SHORT, "the only endpoint to answer", || {
+        anyhow::ensure!(answer()? == "i am sticky-1");
+        Ok(())
+    })
+    .unwrap();
+    let others: Vec<_> = (2..6).map(|number| add(&format!("sticky-{number}"))).collect();
+    // That they are known shows a client of the same node without affinity.
+    lab.apply(
+        "{apiVersion: v1, kind: Service, metadata: {name: spread, namespace: plain}, spec: {clusterIP: 10.96.0.32, \
+         clusterIPs: [10.96.0.32], selector: {group: sticky}, ports: [{port: 80, targetPort: 8080}]}}",
+    )
+    .unwrap();
+    let mut seen = BTreeSet::new();
+    eventually(SHORT, "all endpoints to have answered", || {
+        seen.insert(get(lab, world.client.place(), "http://10.96.0.32/")?.split(',').next().unwrap().to_owned());
+        anyhow::ensure!(seen.len() == 5, "{seen:?}");
+        Ok(())
+    })
+    .unwrap();
+    let calls = || (0..12).map(|_| answer()).collect::<anyhow::Result<BTreeSet<String>>>();
+    assert_eq!(calls().unwrap(), BTreeSet::from(["i am sticky-1".to_owned()]), "others came, the client's is there");
+
+    lab.pod_ready(&first.name, false).unwrap();
+    let second = eventually(SHORT, "another one to answer, and only that", || {
+        let mut seen = calls()?;
+        anyhow::ensure!(seen.len() == 1 && !seen.contains("i am sticky-1"), "{seen:?}");
+        Ok(seen.pop_first().unwrap_or_default())
+    })
+    .unwrap();
+    lab.pod_ready(&first.name, true).unwrap();
+    let back = BTreeSet::from([second]);
+    for _ in 0..3 {
+        assert_eq!(calls().unwrap(), back, "a session does not go back");
+    }
+    for pod in others.iter().chain([&first]) {
+        lab.pod_delete(&pod.name).unwrap();
+    }
+}

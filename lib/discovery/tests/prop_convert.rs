@@ -96,6 +96,7 @@ prop_compose! {
         ]), 0..4),
         mode in select(vec![SpreadMode::Failover, SpreadMode::Passthrough, SpreadMode::Strict, SpreadMode::Unspecified]),
         health in select(vec![HealthPolicy::AllowAll, HealthPolicy::OnlyHealthy]),
+        affinity in option::of((0..100_000_u64).prop_map(std::time::Duration::from_secs)),
         canonical in any::<bool>(),
         visibility in select(vec![Visibility::Namespace, Visibility::Public]),
     ) -> Service {
@@ -103,7 +104,7 @@ prop_compose! {
         Service {
             name, short_name, addresses, ranges, ports, waypoint, canonical, visibility,
             subject_alt_names: accounts.iter().map(identity).collect(),
-            load_balancing: LoadBalancing { preference, mode, health },
+            load_balancing: LoadBalancing { preference, mode, health, affinity },
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Services: a name and virtual addresses for a set of workloads.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     addr::{NetworkAddress, NetworkRange},
@@ -70,6 +70,9 @@ pub struct LoadBalancing {
     pub mode: SpreadMode,
     /// Which endpoints are considered at all.
     pub health: HealthPolicy,
+    /// For how long after its last connection a client keeps its endpoint (`sessionAffinity: ClientIP`); none if each
+    /// connection is chosen for anew.
+    pub affinity: Option<Duration>,
 }
 
 /// A level of locality.

@@ -16,13 +16,13 @@ fn endpoints() -> Vec<Arc<Workload>> {
     .to_vec()
 }
 
-fn client() -> Place {
+fn place() -> Place {
     let locality = Locality { region: "r1".into(), zone: "z1".into(), subzone: "".into() };
     Place { network: "".into(), cluster: "Kubernetes".into(), node: "node-1".into(), locality }
 }
 
 fn balanced(preference: &[LocalityScope], mode: SpreadMode) -> Service {
-    let balancing = LoadBalancing { preference: preference.to_vec(), mode, health: HealthPolicy::OnlyHealthy };
+    let balancing = LoadBalancing { preference: preference.to_vec(), mode, ..LoadBalancing::default() };
     service("a", "s").load_balancing(balancing).build()
 }
 
@@ -32,7 +32,9 @@ fn spread(service: &Service, endpoints: &[Arc<Workload>], load: impl Fn(&str) ->
     let mut counts = BTreeMap::new();
     for _ in 0..1000 {
         let by_uid = |uid: &WorkloadUid| load(uid.as_str().rsplit('/').next().unwrap());
-        if let Some(chosen) = choose(service, endpoints.iter(), &client(), by_uid, || random.f64()) {
+        if let Some(chosen) =
+            choose(service, endpoints.iter(), &Client { place: &place(), session: None }, by_uid, || random.f64())
+        {
             *counts.entry(chosen.name.to_string()).or_default() += 1;
         }
     }
@@ -104,4 +106,56 @@ fn capacity_is_a_share() {
     let counts = spread(&balanced(&[], SpreadMode::Unspecified), &two, idle);
     assert!(!counts.contains_key("none"));
     assert!(counts["big"] > 800, "{counts:?}");
+}
+
+/// Where each of a hundred new clients, or clients of an endpoint, goes.
+fn sessions(endpoints: &[Arc<Workload>], kept: Option<&Workload>, load: impl Fn(&str) -> Load) -> Vec<String> {
+    let by_uid = |uid: &WorkloadUid| load(uid.as_str().rsplit('/').next().unwrap());
+    let place = place();
+    let chosen = |number: u32| {
+        let client = PodUid::new(&format!("client-{number}"));
+        let session = Some(Session { client: &client, kept: kept.map(|kept| kept.uid.clone()) });
+        let service = balanced(&[], SpreadMode::Unspecified);
+        let never = || panic!("a session is no matter of chance");
+        choose(&service, endpoints.iter(), &Client { place: &place, session }, by_uid, never).unwrap().name.to_string()
+    };
+    (0..100).map(chosen).collect()
+}
+
+#[test]
+fn a_client_has_one_endpoint_and_clients_have_all() {
+    let first = sessions(&endpoints(), None, idle);
+    let busy = |name: &str| Load { active: if name == "far" { 100 } else { 0 }, ejected: false };
+    assert_eq!(sessions(&endpoints(), None, busy), first, "load is no reason to leave");
+    for endpoint in endpoints() {
+        let count = first.iter().filter(|name| **name == *endpoint.name).count();
+        assert!((10..50).contains(&count), "{}: {count}", endpoint.name);
+    }
+    // Of clients that nobody remembers only those move whose endpoint is gone.
+    let left = sessions(&endpoints()[1..], None, idle);
+    assert!(first.iter().zip(&left).all(|(before, after)| before == "here" || before == after));
+}
+
+#[test]
+fn what_a_client_has_it_keeps_while_that_can_serve() {
+    let all = endpoints();
+    let far = &all[3];
+    let only = |names: &[String], name: &str| names.iter().all(|chosen| chosen == name);
+    assert!(only(&sessions(&all, Some(far), idle), "far"));
+    let far_is_down = |name: &str| Load { ejected: name == "far", ..Load::default() };
+    let elsewhere = sessions(&all, Some(far), far_is_down);
+    assert!(!elsewhere.iter().any(|name| name == "far"), "{elsewhere:?}");
+    let sick = Arc::new(workload("a", "far").unhealthy().build());
+    let elsewhere = sessions(&[Arc::clone(&all[0]), Arc::clone(&sick)], Some(&sick), idle);
+    assert!(only(&elsewhere, "here"));
+}
+
+#[test]
+fn a_session_does_not_leave_where_a_service_must_stay() {
+    let all = endpoints();
+    let client = PodUid::new("client");
+    let session = Some(Session { client: &client, kept: Some(all[3].uid.clone()) });
+    let service = balanced(&[LocalityScope::Node], SpreadMode::Strict);
+    let chosen = choose(&service, all.iter(), &Client { place: &place(), session }, |_| Load::default(), || 0.5);
+    assert_eq!(&*chosen.unwrap().name, "here");
 }

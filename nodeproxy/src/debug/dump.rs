@@ -65,6 +65,7 @@ fn service(service: &Service) -> Value {
         "addresses": service.addresses.iter().map(address).collect::<Vec<_>>(),
         "ports": ports(&service.ports),
         "waypoint": service.waypoint.as_ref().map(gateway),
+        "session_affinity_seconds": service.load_balancing.affinity.map(|time| time.as_secs()),
     })
 }
 

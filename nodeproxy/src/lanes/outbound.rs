@@ -4,7 +4,7 @@ use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 use underpass_discovery::View;
-use underpass_model::{NetworkAddress, Workload};
+use underpass_model::{NetworkAddress, PodUid, Service, Workload, WorkloadUid};
 
 use super::{Failure, joined};
 use crate::{
@@ -14,10 +14,10 @@ use crate::{
     capture::{Captured, Knock},
     connections::{Arrival, Lease},
     identify,
-    resolve::{Question, resolve},
+    resolve::{Question, Resolved, resolve},
     tunnel::{DialError, Dialler, Upstream},
     waits,
-    worker::Worker,
+    worker::{Shared, Worker},
 };
 
 /// How long a connection waits, on demand, for what the mesh knows of the pod that makes it.
@@ -66,6 +66,15 @@ async fn ask(worker: &Worker, (own, address): (IpAddr, IpAddr)) -> Result<(), Fa
     }
 }
 
+/// Where a service has session affinity, the pod keeps the endpoint that it was connected to. Who is sent to a waypoint
+/// keeps none: the choice is the waypoint's.
+fn keep(shared: &Shared, pod: &PodUid, resolved: &Resolved, endpoint: &WorkloadUid) {
+    let Some(service) = resolved.service.as_ref().filter(|service| service.waypoint.is_none()) else { return };
+    if let Some(time) = service.load_balancing.affinity {
+        shared.sessions.keep(pod, &service.name, endpoint.clone(), time);
+    }
+}
+
 type Connected<'a> = (Upstream, Lease<'a>, Option<Active>);
 
 async fn connect<'a>(
@@ -89,6 +98,7 @@ async fn connect<'a>(
     let is_usual = |own: &Workload| own.joinable && own.addresses.contains(&captured.client.ip());
     let may_join = !shared.always_tunnel && caller.workload.as_deref().is_some_and(is_usual);
 
+    let kept = |service: &Service| shared.sessions.kept(&captured.pod.uid, &service.name);
     let mut avoid = Vec::new();
     let mut failed: Option<DialError> = None;
     loop {
@@ -96,6 +106,8 @@ async fn connect<'a>(
             view: &view,
             original_dst: captured.original_dst,
             namespace: &captured.pod.namespace,
+            pod: &captured.pod.uid,
+            kept: &kept,
             place: &place,
             may_join,
             avoid: &avoid,
@@ -123,6 +135,7 @@ async fn connect<'a>(
             Ok(upstream) => {
                 if let Some(uid) = &endpoint {
                     worker.loads.reached(uid);
+                    keep(shared, &captured.pod.uid, &resolved, uid);
                 }
                 match &upstream {
                     Upstream::Tcp(_) => {}

@@ -65,7 +65,17 @@ fn ask(dialled: &str, avoid: &[WorkloadUid]) -> Result<Resolved, ResolveError> {
 fn ask_from(node: &str, dialled: &str, avoid: &[WorkloadUid], may_join: bool) -> Result<Resolved, ResolveError> {
     let place = Place { cluster: "Kubernetes".into(), node: node.into(), ..Place::default() };
     let original_dst = dialled.parse().unwrap();
-    let question = Question { view: &view(), original_dst, namespace: CLIENT, place: &place, may_join, avoid };
+    let (view, pod) = (view(), PodUid::new("client"));
+    let question = Question {
+        view: &view,
+        original_dst,
+        namespace: CLIENT,
+        pod: &pod,
+        kept: &|_| None,
+        place: &place,
+        may_join,
+        avoid,
+    };
     resolve(&question, |_| Load::default(), || 0.5)
 }
 

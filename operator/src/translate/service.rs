@@ -1,6 +1,6 @@
 //! Kubernetes Services to the mesh's services, and what selects their endpoints.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
     api::core::v1::{Service as KubeService, ServicePort as KubePort, ServiceSpec},
@@ -16,6 +16,9 @@ use super::{Note, Part, TranslateOptions};
 
 /// Istio's annotation on a Service or Namespace, for clusters whose Service has no such field.
 const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+
+/// What Kubernetes takes for the time of a session if a Service does not say.
+const SESSION: Duration = Duration::from_hours(3);
 
 /// A service and how its endpoints are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +165,27 @@ fn load_balancing(
         }
     };
     let all = spec.publish_not_ready_addresses == Some(true);
-    LoadBalancing { preference, mode, health: if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy } }
+    let health = if all { HealthPolicy::AllowAll } else { HealthPolicy::OnlyHealthy };
+    LoadBalancing { preference, mode, health, affinity: affinity(spec, note) }
+}
+
+fn affinity(spec: &ServiceSpec, note: &mut impl FnMut(&'static str, String)) -> Option<Duration> {
+    match spec.session_affinity.as_deref() {
+        Some("ClientIP") => {}
+        Some("None" | "") | None => return None,
+        Some(unknown) => {
+            note("spec.sessionAffinity", format!("{unknown:?} is not known and counts as unset"));
+            return None;
+        }
+    }
+    let client = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let Some(seconds) = client.and_then(|client| client.timeout_seconds) else { return Some(SESSION) };
+    let time = u64::try_from(seconds).ok().filter(|&seconds| seconds != 0).map(Duration::from_secs);
+    if time.is_none() {
+        let problem = format!("{seconds} is no time, the usual {} s are taken", SESSION.as_secs());
+        note("spec.sessionAffinityConfig.clientIP.timeoutSeconds", problem);
+    }
+    time.or(Some(SESSION))
 }
 
 /// What a Service's or Namespace's annotation says of where traffic goes.

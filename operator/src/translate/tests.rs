@@ -278,6 +278,26 @@ fn distribution_presets_mean_what_kubernetes_promises() {
 }
 
 #[test]
+fn session_affinity_lasts_as_long_as_kubernetes_says() {
+    let lasting = "sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}";
+    let endless = "sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: -1}}";
+    for (spec, seconds, field) in [
+        ("", None, None),
+        ("sessionAffinity: None", None, None),
+        ("sessionAffinity: ClientIP", Some(10_800), None),
+        (lasting, Some(60), None),
+        (endless, Some(10_800), Some("spec.sessionAffinityConfig.clientIP.timeoutSeconds")),
+        ("sessionAffinity: Cookie", None, Some("spec.sessionAffinity")),
+    ] {
+        let translated = translated(&service_with("", spec));
+        let fields: Vec<_> = translated.notes.iter().map(|note| note.field).collect();
+        assert_eq!(fields, field.into_iter().collect::<Vec<_>>(), "{spec}");
+        let found = service(&service_with("", spec)).load_balancing.affinity.map(|time| time.as_secs());
+        assert_eq!(found, seconds, "{spec}");
+    }
+}
+
+#[test]
 fn a_selector_joins_pods_of_its_namespace_and_resolves_ports_in_each() {
     let named = "containers: [{name: a, ports: [{name: web, containerPort: 53, protocol: UDP}, {name: web, containerPort: 8081}]}]";
     let sidecar = "initContainers: [{name: s, restartPolicy: Always, ports: [{name: web, containerPort: 8082}]}]";

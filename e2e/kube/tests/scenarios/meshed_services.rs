@@ -44,6 +44,8 @@ fn services_choose_their_pods_as_without_a_mesh() {
     service(&space, "near", "internalTrafficPolicy: Local");
     assert!(answering(&space, "http://near", 12).is_subset(&names(&space, "server")), "a call left its node");
     service(&space, "headless", "clusterIP: None");
+    service(&space, "sticky", "sessionAffinity: ClientIP");
+    assert_eq!(answering(&space, "http://sticky", 12).len(), 1, "the client's calls went to several pods");
     let by_name = space.reach("client", "http://headless:8080/host").unwrap();
     assert!(all.contains(&by_name), "{by_name}");
     let client = space.pod("client").unwrap().address;

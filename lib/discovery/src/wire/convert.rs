@@ -46,6 +46,9 @@ pub enum Problem {
     /// A name has a form that the field does not allow.
     #[error("{0:?} is not of the form that is wanted here")]
     Form(String),
+    /// A time is missing or cannot be read.
+    #[error("has no time that can be read")]
+    NoTime,
     /// A number is no port.
     #[error("{0} is no port")]
     Port(u32),
@@ -66,6 +69,7 @@ impl ConvertError {
             Problem::Empty => "empty",
             Problem::Extension(_) => "unknown_extension",
             Problem::Form(_) => "form",
+            Problem::NoTime => "no_time",
             Problem::Port(_) => "port",
             Problem::PrefixLength(_) => "prefix_length",
             Problem::Unknown(_) => "unknown_value",

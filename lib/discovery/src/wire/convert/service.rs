@@ -1,5 +1,7 @@
 //! Services.
 
+use std::time::Duration;
+
 use underpass_model::{GatewayAddress, HealthPolicy, LoadBalancing, LocalityScope, Service, SpreadMode, Visibility};
 use wire::load_balancing::{HealthPolicy as WireHealth, Mode, Scope};
 
@@ -10,6 +12,9 @@ use super::{
     },
 };
 use crate::wire::workload as wire;
+
+/// The extension that has the time of a service's session affinity, a `google.protobuf.Duration`.
+const AFFINITY: &str = "underpass.dev/session-affinity";
 
 pub(super) fn from_wire(message: &wire::Service) -> Result<Service, ConvertError> {
     parse(message).map_err(|wrong| wrong.of(&format!("{}/{}", message.namespace, message.hostname)))
@@ -28,6 +33,8 @@ fn parse(message: &wire::Service) -> Result<Service, Wrong> {
         Ok(wire::service::Visibility::Namespace) => Visibility::Namespace,
         Err(_) => return Err(Wrong::new("visibility", Problem::Unknown(message.visibility))),
     };
+    let mut load_balancing = message.load_balancing.as_ref().map(balancing).transpose()?.unwrap_or_default();
+    load_balancing.affinity = affinity(message)?;
     Ok(Service {
         name: service_name("hostname", &message.namespace, &message.hostname)?,
         short_name: message.name.as_str().into(),
@@ -37,7 +44,7 @@ fn parse(message: &wire::Service) -> Result<Service, Wrong> {
         // Names of other forms can never match a certificate of the mesh: to drop them refuses, not allows.
         subject_alt_names: message.subject_alt_names.iter().filter_map(|name| name.parse().ok()).collect(),
         waypoint: waypoint(message)?,
-        load_balancing: message.load_balancing.as_ref().map(load_balancing).transpose()?.unwrap_or_default(),
+        load_balancing,
         canonical: message.canonical,
         visibility,
     })
@@ -51,7 +58,16 @@ fn waypoint(message: &wire::Service) -> Result<Option<GatewayAddress>, Wrong> {
     message.waypoint.clone().or_else(weighted).map(|message| gateway("waypoint", &message)).transpose()
 }
 
-fn load_balancing(message: &wire::LoadBalancing) -> Result<LoadBalancing, Wrong> {
+fn affinity(message: &wire::Service) -> Result<Option<Duration>, Wrong> {
+    let Some(extension) = message.extensions.iter().find(|extension| extension.name == AFFINITY) else {
+        return Ok(None);
+    };
+    let time = extension.config.as_ref().and_then(|config| config.to_msg::<prost_types::Duration>().ok());
+    let time = time.and_then(|time| Duration::try_from(time).ok());
+    time.map(Some).ok_or_else(|| Wrong::new("extensions", Problem::NoTime))
+}
+
+fn balancing(message: &wire::LoadBalancing) -> Result<LoadBalancing, Wrong> {
     let unknown = |number: i32| Wrong::new("load_balancing", Problem::Unknown(number));
     let scope = |number: &i32| match Scope::try_from(*number) {
         Ok(Scope::Region) => Ok(LocalityScope::Region),
@@ -76,7 +92,7 @@ fn load_balancing(message: &wire::LoadBalancing) -> Result<LoadBalancing, Wrong>
         Err(_) => return Err(unknown(message.health_policy)),
     };
     let preference = message.routing_preference.iter().map(scope).collect::<Result<_, _>>()?;
-    Ok(LoadBalancing { preference, mode, health })
+    Ok(LoadBalancing { preference, mode, health, affinity: None })
 }
 
 /// Writes a service.
@@ -99,8 +115,16 @@ pub fn service_to_wire(service: &Service) -> wire::Service {
         load_balancing: balancing.map(load_balancing_to_wire),
         canonical: service.canonical,
         visibility: visibility.into(),
+        extensions: service.load_balancing.affinity.map(affinity_to_wire).into_iter().collect(),
         ..wire::Service::default()
     }
+}
+
+fn affinity_to_wire(time: Duration) -> wire::Extension {
+    // Whole seconds, as in Kubernetes, and no more than the message can hold.
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let config = prost_types::Any::from_msg(&prost_types::Duration { seconds, nanos: 0 });
+    wire::Extension { name: AFFINITY.to_owned(), config: config.ok() }
 }
 
 fn load_balancing_to_wire(balancing: &LoadBalancing) -> wire::LoadBalancing {

@@ -72,7 +72,7 @@ fn refuses_a_workload_that_it_does_not_understand_by_name_field_and_reason() {
 #[test]
 fn refuses_a_service_that_it_does_not_understand_by_name_field_and_reason() {
     type Break = fn(&mut wire::Service);
-    let rows: [(Break, &str, &str); 9] = [
+    let rows: [(Break, &str, &str); 10] = [
         (|s| s.namespace.clear(), "hostname", "empty"),
         (|s| s.hostname = "a/b".into(), "hostname", "form"),
         (|s| s.addresses.push(address(&[], None)), "addresses", "address_length"),
@@ -90,6 +90,11 @@ fn refuses_a_service_that_it_does_not_understand_by_name_field_and_reason() {
             "unknown_value",
         ),
         (|s| s.weighted_waypoints.push(wire::WeightedWaypoint::default()), "waypoint", "empty"),
+        (
+            |s| s.extensions.push(wire::Extension { name: "underpass.dev/session-affinity".into(), config: None }),
+            "extensions",
+            "no_time",
+        ),
     ];
     for (change, field, reason) in rows {
         let error = service(change).expect_err(field);
