@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use underpass_e2e_kube::{Load, Namespace, Workload, cluster, mesh};
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use underpass_e2e_kube::{Load, Namespace, SHORT, Workload, cluster, container, mesh};
+use underpass_lab::eventually;
 use underpass_model::names::{ENROLLED, MESH_LABEL};
 
 /// An enrolled client on the first node, and servers.
@@ -44,14 +47,90 @@ fn services_choose_their_pods_as_without_a_mesh() {
     service(&space, "near", "internalTrafficPolicy: Local");
     assert!(answering(&space, "http://near", 12).is_subset(&names(&space, "server")), "a call left its node");
     service(&space, "headless", "clusterIP: None");
+    service(&space, "close", "trafficDistribution: PreferSameNode");
+    assert!(answering(&space, "http://close", 12).is_subset(&names(&space, "server")), "a call left its node");
     service(&space, "sticky", "sessionAffinity: ClientIP");
     assert_eq!(answering(&space, "http://sticky", 12).len(), 1, "the client's calls went to several pods");
     let by_name = space.reach("client", "http://headless:8080/host").unwrap();
     assert!(all.contains(&by_name), "{by_name}");
     let client = space.pod("client").unwrap().address;
+    let target = format!("server.{}.svc.cluster.local", space.name());
+    let alias = format!("{{type: ExternalName, externalName: {target}}}");
+    space.apply(&format!("{{apiVersion: v1, kind: Service, metadata: {{name: alias}}, spec: {alias}}}")).unwrap();
+    space.reach("client", "http://alias/").unwrap();
     // By its address: the Service named like it has all pods with the label behind it.
     let far = space.pod("far").unwrap().address;
     assert_eq!(space.call("client", &format!("http://{far}:8080/")).unwrap(), format!("i am far, you are {client}"));
+    // If the node has none, any other will do for who only prefers it.
+    space.run(&["scale", "deployment/server", "--replicas=0"]).unwrap();
+    eventually(SHORT, "the only pod that is left to answer", || {
+        anyhow::ensure!(space.call("client", "http://close/host")? == space.pod("far")?.name);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn the_other_family_of_addresses_is_carried_and_kept() {
+    let nodes = cluster().workers().unwrap();
+    let space = start("six", &[&Workload::new("server").on(&nodes[1])]);
+    service(&space, "six", "ipFamilies: [IPv6], ipFamilyPolicy: SingleStack");
+    let answer = space.reach("client", "http://six/").unwrap();
+    let addresses = "-o=jsonpath={.items[0].status.podIPs[*].ip}";
+    let addresses = space.run(&["get", "pods", "--selector=app=client", addresses]).unwrap();
+    let six = addresses.split_whitespace().find(|one| one.contains(':')).expect("the client has an IPv6 address");
+    assert_eq!(answer, format!("i am server, you are {six}"));
+    eventually(SHORT, "the other side's access line", || {
+        let lines = mesh().access_log(&nodes[1])?;
+        let of = |line: &&Value| line["direction"] == "inbound" && line["src.namespace"] == space.name();
+        let line = lines.iter().rfind(of).context("no access line")?;
+        let is_six = line["src.addr"].as_str().is_some_and(|address| address.starts_with(&format!("[{six}]")));
+        anyhow::ensure!(
+            is_six && line["src.identity"].as_str().is_some_and(|who| who.ends_with("/sa/client")),
+            "{line}"
+        );
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn who_is_not_ready_is_called_only_where_a_service_says_so() {
+    let cluster = cluster();
+    let space = start("unready", &[&Workload::new("server")]);
+    let never =
+        json!({ "readinessProbe": { "exec": { "command": ["underpass-e2e-app", "get", "http://localhost:1/"] } } });
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "sick", "labels": { "app": "sick", "workload": "sick" } },
+        "spec": { "terminationGracePeriodSeconds": 1, "containers": [container(cluster, &["serve", "sick", "8080"], &never)] },
+    });
+    let service = |name: &str, published: bool| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": name },
+            "spec": {
+                "selector": { "app": "sick" },
+                "ports": [{ "port": 80, "targetPort": 8080 }],
+                "publishNotReadyAddresses": published,
+            },
+        })
+    };
+    space
+        .apply(&[pod, service("published", true), service("hidden", false)].map(|one| one.to_string()).join("\n---\n"))
+        .unwrap();
+    let client = space.pod("client").unwrap().address;
+    assert_eq!(space.reach("client", "http://published/").unwrap(), format!("i am sick, you are {client}"));
+    let refused = space.call("client", "http://hidden/").unwrap_err();
+    let node = &cluster.workers().unwrap()[0];
+    eventually(SHORT, "the line that says why nobody answers", || {
+        let lines = mesh().access_log(node)?;
+        let of = |line: &&Value| line["src.namespace"] == space.name() && line["reason"] == "no_endpoint";
+        lines.iter().find(of).map(drop).with_context(|| format!("none; the caller saw {refused:#}"))
+    })
+    .unwrap();
 }
 
 #[test]
